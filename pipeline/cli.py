@@ -1,0 +1,236 @@
+"""devil-pipe: one command for each stage. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="devil-pipe",
+    help="Say in words, and show on the picture, what any layer of a vision model encodes at any location.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+    epilog="The whole chain: [bold]make demo[/bold], or [bold]dvc repro[/bold] once the assets are there.",
+)
+
+Name = Annotated[str | None, typer.Argument(help="Name of a file in configs/runs/; by default the pipeline's first.")]
+
+
+def _example(text: str) -> str:
+    return f"[bold]Example:[/bold] {text}"
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Turn what a person can mend into one line and an exit code; anything else keeps its traceback."""
+    from devil_pipe.store.errors import InputError, UsageError
+
+    try:
+        yield
+    except UsageError as error:
+        _fail(str(error), 2)
+    except InputError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        plain = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EMFILE}
+        if error.errno not in plain:
+            raise
+        _fail(f"{error.filename or 'disk'}: {error.strerror}; what was committed before is kept", 1)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on where it was", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("devil-pipe"))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say warnings and errors alone.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line, for batch jobs.")] = False,
+    _shown: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    from devil_pipe.stages.common.progress import Mode, speak
+
+    speak(Mode.JSON_LINES if log_json else Mode.QUIET if quiet else Mode.HUMAN)
+
+
+@app.command(epilog=_example("devil-pipe assets"))
+def assets(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; by default all that the demo needs.")] = None,
+) -> None:
+    """Fetch the demo's weights and pictures into a cache outside the project, checked by hash."""
+    with _plainly():
+        from devil_pipe.stages.common.assets import cache_dir, fetch
+
+        fetch(names or None)
+        typer.echo(f"assets are in {cache_dir()}")
+
+
+@app.command(epilog=_example("devil-pipe prepare mine --folder ~/pictures --captions captions.csv"))
+def prepare(
+    name: Annotated[str | None, typer.Argument(help="Name of a file in configs/data/, or a new one.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="A folder of pictures, instead of a configuration.")] = None,
+    captions: Annotated[Path | None, typer.Option(help="Captions, CSV or JSONL; else NAME.txt beside each.")] = None,
+    shards: Annotated[Path | None, typer.Option(help="A folder of img2dataset's webdataset shards (CC3M).")] = None,
+) -> None:
+    """Index pictures and captions: one row a picture, also for broken ones, with the reason."""
+    with _plainly():
+        from devil_pipe.pipeline import config
+        from devil_pipe.stages.prepare.run import run
+        from devil_pipe.store.errors import UsageError
+
+        if folder is not None and shards is not None:
+            raise UsageError("expected --folder or --shards, got both")
+        if captions is not None and folder is None:
+            raise UsageError("--captions belongs to --folder")
+        if (folder or shards) and name is None:
+            raise UsageError("expected a name for the new data set: devil-pipe prepare NAME --folder DIR")
+        values: dict[str, Any] = {}
+        if folder is not None:
+            given = {"pictures": str(folder)} | ({"captions": str(captions)} if captions else {})
+            values = {"source": "folder", "folder": given}
+        elif shards is not None:
+            values = {"source": "webdataset", "webdataset": {"shards": str(shards)}}
+        chosen = name or config.read_pipeline().data[0]
+        _keep("data", chosen, values)
+        run(config.load_data(chosen))
+
+
+def _keep(kind: str, name: str, values: dict[str, Any]) -> None:
+    from devil_pipe.pipeline.config import write_config
+
+    if values and (path := write_config(kind, name, values)):
+        typer.echo(f"wrote {path}")
+
+
+@app.command(epilog=_example("devil-pipe extract --backbone clip_rn50 --data demo"))
+def extract(
+    store: Annotated[str | None, typer.Argument(help="Name of a file in configs/stores/.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="A backbone; makes or uses the store DATA-BACKBONE.")] = None,
+    data: Annotated[str | None, typer.Option(help="Prepared pictures, with --backbone.")] = None,
+    weights: Annotated[str | None, typer.Option(help="auto, random, or a file of weights.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Names of layers, separated by commas.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in one forward pass.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+) -> None:
+    """Run a frozen backbone once over the pictures and store the feature maps of its layers."""
+    with _plainly():
+        from devil_pipe.pipeline import config
+        from devil_pipe.store.errors import UsageError
+
+        if store is not None and (backbone or data or weights or layers):
+            raise UsageError(f"a named store is made as configs/stores/{store}.yaml says; edit it, or use --backbone")
+        if store is None and backbone is None and (data or weights or layers):
+            raise UsageError("--data, --weights and --layers belong to --backbone")
+        pipeline = config.read_pipeline()
+        chosen = store or next(iter(pipeline.stores))
+        if backbone is not None:
+            from devil_pipe.stages.extract.backbones import spec
+
+            spec(backbone)
+            chosen = _new_store(backbone, data or pipeline.data[0], weights, layers)
+        loaded = config.load_store(chosen)
+        speed = {"batch_size": batch_size, "device": device}
+        runtime = loaded.runtime.model_copy(update={key: value for key, value in speed.items() if value is not None})
+        from devil_pipe.stages.extract.run import run
+
+        run(loaded.model_copy(update={"runtime": runtime}))
+
+
+def _new_store(backbone: str, data: str, weights: str | None, layers: str | None) -> str:
+    """The store's name for a backbone given on the command line; its configuration is kept under that name."""
+    name = "-".join([data, backbone, *(["random"] if weights == "random" else [])])
+    values: dict[str, Any] = {"data": data, "backbone": backbone}
+    if weights:
+        values["weights"] = weights
+    if layers:
+        values["layers"] = [item.strip() for item in layers.split(",") if item.strip()]
+        name += "-" + "-".join(values["layers"])
+    from devil_pipe.pipeline.config import CONFIGS
+
+    if len(values) > 2 or not (CONFIGS / "stores" / f"{name}.yaml").exists():
+        _keep("stores", name, values)
+    return name
+
+
+@app.command(epilog=_example("devil-pipe train demo; devil-pipe train cc3m-clip_rn50-opt --dry-run --json"))
+def train(
+    run: Name = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; needs no weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON.")] = False,
+) -> None:
+    """Train the translator from a feature store; a stopped run goes on where it was."""
+    with _plainly():
+        chosen = _open(run)
+        if dry_run:
+            from devil_pipe.pipeline.plan import plan
+
+            planned = plan(chosen)
+            typer.echo(json.dumps(planned, indent=2) if as_json else "\n".join(f"{k}: {v}" for k, v in planned.items()))
+            return
+        from devil_pipe.stages.train.run import run as work
+
+        work(chosen.train)
+
+
+def _open(name: str | None) -> Any:
+    from devil_pipe.pipeline import config
+
+    return config.Run(name or next(iter(config.read_pipeline().runs)))
+
+
+@app.command(epilog=_example("devil-pipe evaluate demo"))
+def evaluate(run: Name = None) -> None:
+    """Describe every test picture, score the descriptions, and set null controls beside each score."""
+    with _plainly():
+        from devil_pipe.stages.evaluate.run import run as work
+
+        work(_open(run).evaluate)
+
+
+@app.command(epilog=_example("devil-pipe saliency demo"))
+def saliency(run: Name = None) -> None:
+    """Draw where a query is likelier than without looking, and score the maps against masks."""
+    with _plainly():
+        from devil_pipe.stages.saliency.run import run as work
+
+        work(_open(run).saliency)
+
+
+@app.command(epilog=_example("devil-pipe report demo"))
+def report(run: Name = None) -> None:
+    """Write the page of a finished run, and its metrics.json."""
+    with _plainly():
+        from devil_pipe.pipeline.report.run import run as work
+
+        chosen = _open(run)
+        work(chosen.report)
+        typer.echo(f"report: {(chosen.report.run_dir / 'report' / 'index.html').resolve()}")
+
+
+def main() -> None:
+    """Entry point of the command `devil-pipe`."""
+    app(prog_name="devil-pipe")
+
+
+if __name__ == "__main__":
+    main()

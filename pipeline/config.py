@@ -1,0 +1,199 @@
+"""Typed configuration from YAML: configs/data, configs/stores, configs/runs, and the list of what `dvc repro` runs.
+
+Each loader returns the configuration of one stage with its paths filled in. Every mistake is named by file and key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from devil_pipe.pipeline.report.config import ReportConfig
+from devil_pipe.stages.common.files import write_text_atomic
+from devil_pipe.stages.evaluate.config import EvaluateConfig, EvaluateRuntime
+from devil_pipe.stages.extract.config import ExtractConfig
+from devil_pipe.stages.prepare.config import PrepareConfig
+from devil_pipe.stages.saliency.config import SaliencyConfig, SaliencyRuntime
+from devil_pipe.stages.train.config import TrainConfig, TrainRuntime
+from devil_pipe.store.errors import UsageError
+
+CONFIGS, DATA, STORES, RUNS = Path("configs"), Path("data"), Path("stores"), Path("runs")
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunRuntime(_Section):
+    """Speed and devices of a run's stages; no result depends on it beyond rounding, and nothing reruns."""
+
+    train: TrainRuntime = TrainRuntime()
+    evaluate: EvaluateRuntime = EvaluateRuntime()
+    saliency: SaliencyRuntime = SaliencyRuntime()
+
+
+class RunFile(_Section):
+    """One file of configs/runs/: a store, a seed, and what each stage does with them."""
+
+    store: str
+    seed: int = Field(0, ge=0)
+    train: dict[str, Any] = {}
+    evaluate: dict[str, Any] = {}
+    saliency: dict[str, Any] = {}
+    runtime: RunRuntime = RunRuntime()
+
+
+class _DataOf(_Section):
+    data: str
+
+
+class _StoreOf(_Section):
+    store: str
+
+
+class PipelineFile(_Section):
+    """configs/pipeline.yaml: which data, stores and runs `dvc repro` makes, and what each is made from."""
+
+    data: list[str]
+    stores: dict[str, _DataOf]
+    runs: dict[str, _StoreOf]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is a mistake, not a silent last word."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in found:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a mapping. Raises UsageError naming file and line."""
+    try:
+        # A SafeLoader: it builds plain values alone.
+        value = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except FileNotFoundError:
+        names = ", ".join(sorted(item.stem for item in path.parent.glob("*.yaml"))) or "none"
+        raise UsageError(f"{path}: no such file; {path.parent}/ has: {names}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path}: expected YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UsageError(f"{path}: expected keys and values, got {type(value).__name__}")
+    return value
+
+
+def validate(kind: type[Config], values: dict[str, Any], source: Path, inside: str = "") -> Config:
+    """Check values against a configuration; UsageError lists every wrong key with what was expected and found."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in ((inside,) if inside else ()) + item["loc"]) or inside or "the file"
+            if item["type"] == "extra_forbidden":
+                lines.append(f"{key}: unknown key; known here: {', '.join(_known(kind, item['loc']))}")
+            elif item["type"] == "missing":
+                lines.append(f"{key}: missing")
+            else:
+                lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}")
+        raise UsageError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    found: Any = kind
+    for part in location[:-1]:
+        field = found.model_fields.get(str(part)) if isinstance(found, type) and issubclass(found, BaseModel) else None
+        found = field.annotation if field else None
+    ours = {"name", "run", "out", "store", "data_dir", "runtime"} if kind is not RunFile else set()
+    if isinstance(found, type) and issubclass(found, BaseModel):
+        return [name for name in found.model_fields if len(location) > 1 or name not in ours]
+    return []
+
+
+def _file(kind: str, name: str) -> Path:
+    if Path(name).name != name or not name or name.startswith("."):
+        raise UsageError(f"expected the name of a file in {CONFIGS / kind}/ without its ending, got {name!r}")
+    return CONFIGS / kind / f"{name}.yaml"
+
+
+def read_pipeline() -> PipelineFile:
+    """configs/pipeline.yaml."""
+    path = CONFIGS / "pipeline.yaml"
+    return validate(PipelineFile, read_yaml(path), path)
+
+
+def load_data(name: str) -> PrepareConfig:
+    """The prepare stage of configs/data/NAME.yaml."""
+    path = _file("data", name)
+    return validate(PrepareConfig, {**read_yaml(path), "name": name, "out": DATA / name}, path)
+
+
+def load_store(name: str, overrides: dict[str, Any] | None = None) -> ExtractConfig:
+    """The extract stage of configs/stores/NAME.yaml, with some keys replaced."""
+    path = _file("stores", name)
+    values = {**read_yaml(path), **(overrides or {})}
+    paths = {"name": name, "data_dir": DATA / str(values.get("data")), "out": STORES / name}
+    config = validate(ExtractConfig, {**values, **paths}, path)
+    _agrees("stores", name, "data", config.data, path)
+    return config
+
+
+class Run:
+    """configs/runs/NAME.yaml, opened: the configuration of each of its stages."""
+
+    def __init__(self, name: str) -> None:
+        """Read and check the whole file. Raises UsageError."""
+        self.name, self.path = name, _file("runs", name)
+        self.file = validate(RunFile, read_yaml(self.path), self.path)
+        _agrees("runs", name, "store", self.file.store, self.path)
+        self.store = load_store(self.file.store)
+        common = {"run": name, "seed": self.file.seed, "out": RUNS / name}
+        common |= {"store": self.store.out, "data_dir": self.store.data_dir}
+        self.train = self._stage(TrainConfig, "train", common, self.file.runtime.train)
+        self.evaluate = self._stage(EvaluateConfig, "evaluate", common, self.file.runtime.evaluate)
+        self.saliency = self._stage(SaliencyConfig, "saliency", common, self.file.runtime.saliency)
+        self.report = ReportConfig(run=name, run_dir=RUNS / name)
+
+    def _stage(self, kind: type[Config], section: str, common: dict[str, Any], runtime: BaseModel) -> Config:
+        values: dict[str, Any] = getattr(self.file, section)
+        for key in (*common, "runtime"):
+            if key in values:
+                raise UsageError(f"{self.path}: {section}.{key}: unknown key; it stands at the top of the file")
+        return validate(kind, {**values, **common, "runtime": runtime}, self.path, section)
+
+
+def _agrees(kind: str, name: str, key: str, value: str, path: Path) -> None:
+    """The pipeline's list repeats what each store and run is made from (DVC needs it there); both must say the same."""
+    listing = CONFIGS / "pipeline.yaml"
+    if not listing.exists():
+        return
+    listed = getattr(read_pipeline(), kind).get(name)
+    if listed is not None and getattr(listed, key) != value:
+        raise UsageError(f"{path}: {key}: {value!r}, but {listing} says {kind}.{name}.{key}: {getattr(listed, key)!r}")
+
+
+def write_config(kind: str, name: str, values: dict[str, Any]) -> Path | None:
+    """Keep a configuration that was given on the command line, so that it can be named and repeated.
+
+    Returns the new file, or None where the same one lies there. Raises UsageError if another one does.
+    """
+    path = _file(kind, name)
+    if path.exists():
+        if read_yaml(path) != values:
+            raise UsageError(f"{path}: lies there with other values; choose another name, or edit the file")
+        return None
+    write_text_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return path

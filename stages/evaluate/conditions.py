@@ -1,0 +1,87 @@
+"""What the translator is given: all layers, one layer, and the null controls that show what it owes to the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from devil_pipe.stages.train.batches import whole_features
+from devil_pipe.stages.train.language_model import LanguageModel
+from devil_pipe.stages.train.loop import derangement, row_losses, translate
+from devil_pipe.stages.train.translator import Translator
+from devil_pipe.store.reader import StoreReader
+
+ALL = "all"
+CONTROLS = ("shuffled", "mean", "zero", "lm_alone")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """For each row: what was written, and the loss of its reference (summed nats, tokens)."""
+
+    descriptions: list[str]
+    nats: Tensor
+    tokens: Tensor
+
+
+class Conditions:
+    """Computes the outcome of each condition on some rows of a store."""
+
+    def __init__(
+        self,
+        store: StoreReader,
+        translator: Translator,
+        language_model: LanguageModel,
+        *,
+        training_rows: Sequence[int],
+        seed: int,
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> None:
+        """`training_rows` give the mean feature, the best guess without a look at the picture."""
+        self.store, self.translator, self.language_model = store, translator, language_model
+        self.seed, self.max_new_tokens, self.batch_size = seed, max_new_tokens, batch_size
+        self.mean = [item.mean(dim=0, keepdim=True) for item in whole_features(store, training_rows)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All conditions: all layers, each alone, then the controls."""
+        return (ALL, *(layer.name for layer in self.store.layers), *CONTROLS)
+
+    def outcome(self, name: str, features: Sequence[Tensor], captions: Sequence[Sequence[int]]) -> Outcome:
+        """Descriptions and reference losses under the condition `name`.
+
+        Args:
+            name: one of `names`.
+            features: of the rows, each layer [rows, C].
+            captions: token ids of each row's first reference.
+        """
+        prefixes = self._prefixes(name, features)
+        nats, tokens = row_losses(self.language_model, prefixes, captions)
+        if name in ("mean", "zero", "lm_alone"):  # one and the same input for every row
+            one = None if prefixes is None else prefixes[:1]
+            written = self.language_model.write(one, self.max_new_tokens) * len(captions)
+        else:
+            assert prefixes is not None
+            parts = torch.split(prefixes, self.batch_size)
+            written = [text for part in parts for text in self.language_model.write(part, self.max_new_tokens)]
+        return Outcome(written, nats, tokens)
+
+    def _prefixes(self, name: str, features: Sequence[Tensor]) -> Tensor | None:
+        count = len(features[0])
+        layers = None
+        if name == "lm_alone":
+            return None
+        if name == "shuffled":
+            order = torch.from_numpy(derangement(count, self.seed))
+            features = [item[order] for item in features]
+        elif name == "mean":
+            features = [item.expand(count, -1) for item in self.mean]
+        elif name == "zero":
+            features = [torch.zeros_like(item) for item in features]
+        elif name != ALL:
+            layers = [[layer.name for layer in self.store.layers].index(name)]
+        return translate(self.translator, features, layers, device=self.language_model.device)

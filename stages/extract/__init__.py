@@ -1,0 +1,1 @@
+"""Stage one: pictures through a frozen backbone once, into the feature store."""

@@ -1,0 +1,57 @@
+"""What the readers of pictures and captions have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from devil_pipe.stages.common.progress import bar
+from devil_pipe.stages.prepare.index import Row
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Found:
+    """What a source holds: the rows of the index, and what is told in summary.json beside them."""
+
+    rows: list[Row]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def stored_path(path: Path, out: Path) -> str:
+    """A file's path as the index in `out` names it: relative, right also where `out` lies behind a link.
+
+    The file itself may be a link; it is not followed.
+    """
+    real = Path(os.path.realpath(path.parent)) / path.name
+    return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
+
+
+def in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, description: str, unit: str
+) -> Iterator[Result]:
+    """Results of `work` in the order of `items`, with a progress bar.
+
+    Threads suffice: Pillow's codecs and resampling run without Python's global lock.
+    """
+    pool = ThreadPoolExecutor(max_workers=workers or _cores())
+    try:
+        with bar(description, len(items), unit) as shown:
+            for result in pool.map(work, items):
+                yield result
+                shown.advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """The cores that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,37 @@
+"""What the saliency stage needs to know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SaliencyRuntime(BaseModel):
+    """How fast, never what; nothing here reruns a stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_size: int = Field(64, ge=1, description="locations computed together")
+    device: str = "auto"
+    precision: str = Field("auto", pattern="^(auto|float32|bfloat16)$")
+
+
+class SaliencyConfig(BaseModel):
+    """Maps of each layer for the objects of some test pictures, and a gallery of random ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    seed: int = 0
+    split: str = "test"
+    pictures: int = Field(80, ge=1, description="random pictures with a mask that are scored")
+    gallery: int = Field(12, ge=0, description="random pictures that are shown, failures included")
+    grid: int = Field(0, ge=0, description="average layers with a finer grid down to this one; 0 keeps every location")
+    max_new_tokens: int = Field(20, ge=1)
+    off_centre: float = Field(0.15, gt=0, lt=0.5, description="distance of the mask's centroid, fraction of the frame")
+    resamples: int = Field(1000, ge=10)
+    runtime: SaliencyRuntime = SaliencyRuntime()
+    store: Path
+    data_dir: Path
+    out: Path = Field(description="runs/RUN")

@@ -1,0 +1,93 @@
+"""What stage two needs to know. Defaults are the paper's (supplementary, appendix A) unless a line says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TranslatorConfig(_Section):
+    """The Transformer encoder between features and prefix tokens."""
+
+    layers: int = Field(12, ge=1)
+    width: int = Field(768, ge=1)
+    heads: int = Field(12, ge=1)
+    feedforward: int = Field(3072, ge=1)
+    queries: int = Field(10, ge=1, description="prefix tokens")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TranslatorConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width: expected a multiple of heads ({self.heads}), got {self.width}")
+        return self
+
+
+class DropoutConfig(_Section):
+    """Section 3.3: whole locations and whole layers are left out, never single numbers."""
+
+    spatial: float = Field(0.5, ge=0, lt=1)
+    layer: float = Field(0.5, ge=0, lt=1)
+
+
+class PhaseConfig(_Section):
+    """Optimizer and length of one phase of training."""
+
+    steps: int = Field(ge=0)
+    batch_size: int = Field(64, ge=1)
+    length_window: int = Field(8, ge=1, description="batches that are sorted by caption length together")
+    lr: float = Field(1e-4, gt=0)
+    min_lr: float = Field(1e-6, ge=0)
+    warmup_steps: int = Field(5000, ge=0)
+    weight_decay: float = Field(1e-6, ge=0)
+    clip_norm: float = Field(0.0, ge=0, description="0 = no clipping, as the paper")
+
+
+class WarmupConfig(_Section):
+    """The alignment warm-up. Ours, not the paper's; off unless a run asks for it."""
+
+    kind: Literal["none", "alignment"] = "none"
+    phase: PhaseConfig = PhaseConfig(steps=0)
+    scale: float = Field(20.0, gt=0, description="the cosine's factor in the softmax over the captions' tokens")
+    pull: float = Field(0.0, ge=0, description="weight of 1 − cosine to the right token's embedding")
+    keep: float = Field(0.0, ge=0, description="weight of the alignment loss beside the ordinary one afterwards")
+
+    @model_validator(mode="after")
+    def _steps_belong_to_a_kind(self) -> WarmupConfig:
+        if (self.kind == "alignment") != (self.phase.steps > 0):
+            raise ValueError(f"phase.steps: expected more than 0 with kind: alignment alone, got {self.phase.steps}")
+        return self
+
+
+class TrainRuntime(_Section):
+    """How fast and how often, never what is learned beyond rounding; nothing here reruns a stage."""
+
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    save_every_seconds: float = Field(60.0, ge=0)
+    log_every: int = Field(10, ge=1)
+
+
+class TrainConfig(_Section):
+    """One run of stage two."""
+
+    run: str
+    seed: int = 0
+    language_model: str = "opt-125m"
+    prefix_repeats: int = Field(1, ge=1, description="how often the language model reads the prefix; the paper: once")
+    language_model_dropout: bool = Field(False, description="True repeats the released code, which trains with it on")
+    translator: TranslatorConfig = TranslatorConfig()
+    dropout: DropoutConfig = DropoutConfig()
+    warmup: WarmupConfig = WarmupConfig()
+    phase: PhaseConfig = PhaseConfig(steps=100_000)
+    validate_every: int = Field(1000, ge=1)
+    validation_rows: int = Field(1000, ge=2)
+    runtime: TrainRuntime = TrainRuntime()
+    store: Path = Field(description="folder of the store's manifest")
+    data_dir: Path = Field(description="folder of index.parquet")
+    out: Path = Field(description="runs/RUN")

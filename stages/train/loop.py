@@ -1,0 +1,229 @@
+"""The training loop: two phases of one shape, the second through the frozen language model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from devil_pipe.stages.common.progress import bar, log
+from devil_pipe.stages.train.alignment import Alignment
+from devil_pipe.stages.train.batches import Batch, BatchSource, Example, whole_features
+from devil_pipe.stages.train.checkpoint import Progress, restore_progress, save_progress
+from devil_pipe.stages.train.config import PhaseConfig, TrainConfig
+from devil_pipe.stages.train.journal import PHASES, Journal
+from devil_pipe.stages.train.language_model import LanguageModel
+from devil_pipe.stages.train.translator import Translator
+from devil_pipe.store.reader import StoreReader
+
+
+@dataclass
+class Parts:
+    """What the loop works with."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    store: StoreReader
+    translator: Translator
+    language_model: LanguageModel
+    alignment: Alignment | None
+    train: Sequence[Example]
+    validation: Sequence[Example]
+
+
+def learning_rate(phase: PhaseConfig, step: int) -> float:
+    """Linear warm-up from 0, then linear decay to the minimum at the last step."""
+    if step < phase.warmup_steps:
+        return phase.lr * (step + 1) / phase.warmup_steps
+    left = (phase.steps - step) / max(phase.steps - phase.warmup_steps, 1)
+    return max(phase.min_lr, phase.lr * left)
+
+
+def make_optimizer(module: nn.Module, phase: PhaseConfig) -> torch.optim.AdamW:
+    """AdamW without weight decay on biases, norms and embeddings of layers or queries (all that has no two sides)."""
+    decayed = [value for name, value in module.named_parameters() if value.ndim > 1 and name.endswith("weight")]
+    chosen = {id(value) for value in decayed}
+    others = [value for value in module.parameters() if id(value) not in chosen]
+    groups = [{"params": decayed, "weight_decay": phase.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=phase.lr)
+
+
+class Loop:
+    """Runs the phases, saving where it stands, so that a kill costs a minute and changes no number."""
+
+    def __init__(self, parts: Parts, digest: str, resumed: Progress | None) -> None:
+        self.parts, self.digest, self.resumed = parts, digest, resumed
+        self.state = parts.config.out / "train" / "state.safetensors"
+        at = (resumed.phase, resumed.step) if resumed else (None, 0)
+        self.main = parts.accelerator.is_main_process
+        self.journal = Journal(parts.config.out / "train" / "log.jsonl", *at) if self.main else None
+        self.seconds = resumed.seconds if resumed else 0.0
+        self.clock = time.monotonic()
+        self.saved = self.clock
+
+    def run(self) -> float:
+        """Train to the end; returns the seconds spent, earlier parts of a resumed run included."""
+        phases = {"alignment": self.parts.config.warmup.phase, "language": self.parts.config.phase}
+        for name, phase in phases.items():
+            if self.resumed and PHASES.index(name) < PHASES.index(self.resumed.phase):
+                continue
+            self._phase(name, phase)
+        return self._elapsed()
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.clock
+
+    def _phase(self, name: str, phase: PhaseConfig) -> None:
+        parts = self.parts
+        optimizer = make_optimizer(parts.translator, phase)
+        start = 0
+        if self.resumed and self.resumed.phase == name:
+            start = self.resumed.step
+            restore_progress(self.state, parts.translator, optimizer)
+            log(f"going on at step {start} of the {name} phase")
+        model, optimizer = parts.accelerator.prepare(parts.translator, optimizer)
+        source = BatchSource(
+            parts.store,
+            parts.train,
+            parts.config.dropout,
+            batch_size=phase.batch_size,
+            window=1 if name == "alignment" else phase.length_window,  # aligned captions all have the queries' length
+            seed=parts.config.seed * len(PHASES) + PHASES.index(name),
+            share=(parts.accelerator.process_index, parts.accelerator.num_processes),
+        )
+        with bar(f"train ({name})", phase.steps, "steps", start) as shown:
+            for step, batch in source.stream(start, phase.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(phase, step)
+                loss = self._step(name, phase, model, optimizer, batch)
+                shown.advance(note=f"loss {loss:.3f}" if step % parts.config.runtime.log_every == 0 else "")
+                self._after(name, phase, step + 1, loss, learning_rate(phase, step), optimizer)
+
+    def _step(
+        self, name: str, phase: PhaseConfig, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
+    ) -> float:
+        parts = self.parts
+        device = parts.accelerator.device
+        prefix = model([item.to(device) for item in batch.features], batch.keep.to(device))
+        if name == "alignment":
+            assert parts.alignment is not None
+            loss = shown = parts.alignment.loss(prefix, batch.captions)
+        else:
+            summed, counts = parts.language_model.token_losses(prefix, batch.captions)
+            loss = shown = summed.sum() / counts.sum()
+            if parts.alignment is not None and parts.config.warmup.keep:
+                loss = loss + parts.config.warmup.keep * parts.alignment.loss(prefix, batch.captions)
+        parts.accelerator.backward(loss)
+        if phase.clip_norm:
+            parts.accelerator.clip_grad_norm_(model.parameters(), phase.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(shown.detach())
+
+    def _after(
+        self, name: str, phase: PhaseConfig, step: int, loss: float, lr: float, optimizer: torch.optim.Optimizer
+    ) -> None:
+        config = self.parts.config
+        last = step == phase.steps
+        if self.journal is None:
+            return
+        entry = {"phase": name, "step": step, "seconds": round(self._elapsed(), 1)}
+        if step % config.runtime.log_every == 0 or last:
+            self.journal.add(**entry, loss=round(loss, 5), lr=lr)
+        if step % config.validate_every == 0 or last:
+            self.journal.add(**entry, **self._validate(name))
+        if time.monotonic() - self.saved >= config.runtime.save_every_seconds or last:
+            save_progress(
+                self.state, self.parts.translator, optimizer, Progress(name, step, self._elapsed(), self.digest)
+            )
+            self.saved = time.monotonic()
+
+    def _validate(self, name: str) -> dict[str, float]:
+        """Losses without dropout on the validation rows, the language phase's beside that of shuffled features."""
+        parts = self.parts
+        rows = [example.row for example in parts.validation]
+        captions = [example.caption for example in parts.validation]
+        parts.translator.eval()
+        prefixes = translate(parts.translator, whole_features(parts.store, rows), device=parts.accelerator.device)
+        parts.translator.train()
+        with torch.inference_mode():
+            if name == "alignment":
+                return _alignment_scores(parts.alignment, prefixes, captions)
+            own = mean_loss(parts.language_model, prefixes, captions)
+            other = derangement(len(rows), parts.config.seed)
+            shuffled = mean_loss(parts.language_model, prefixes[torch.from_numpy(other)], captions)
+        log("validation", loss=round(own, 3), shuffled=round(shuffled, 3), gap=round(shuffled - own, 3))
+        return {"val_loss": round(own, 5), "val_loss_shuffled": round(shuffled, 5)}
+
+
+def _alignment_scores(
+    alignment: Alignment | None, prefixes: Tensor, captions: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    assert alignment is not None
+    loss = float(alignment.loss(prefixes, captions))
+    read = alignment.read(prefixes)
+    cut = [list(caption[: alignment.queries]) for caption in captions]
+    right = np.mean([mine == theirs for mine, theirs in zip(read, cut, strict=True)])
+    first = np.mean(
+        [one == other for mine, theirs in zip(read, cut, strict=True) for one, other in zip(mine, theirs, strict=False)]
+    )
+    log("validation (read by the embeddings)", loss=round(loss, 3), tokens=round(float(first), 3))
+    return {
+        "val_alignment_loss": round(loss, 5),
+        "val_token_accuracy": round(float(first), 5),
+        "val_caption_accuracy": round(float(right), 5),
+    }
+
+
+@torch.inference_mode()
+def translate(
+    translator: Translator,
+    features: Sequence[Tensor],
+    layers: Sequence[int] | None = None,
+    *,
+    device: torch.device,
+    size: int = 256,
+) -> Tensor:
+    """Prefix tokens [rows, queries, width] for features [rows, C] of each layer, looking at `layers` (all if None)."""
+    count = len(features[0])
+    keep = torch.zeros(count, len(features), dtype=torch.bool)
+    keep[:, list(layers) if layers is not None else slice(None)] = True
+    parts = [
+        translator([item[begin : begin + size].to(device) for item in features], keep[begin : begin + size].to(device))
+        for begin in range(0, count, size)
+    ]
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def row_losses(
+    language_model: LanguageModel, prefixes: Tensor | None, captions: Sequence[Sequence[int]], size: int = 32
+) -> tuple[Tensor, Tensor]:
+    """(summed nats [rows], tokens [rows]) of each caption, similar lengths computed together."""
+    order = sorted(range(len(captions)), key=lambda place: len(captions[place]))
+    summed, counts = torch.zeros(len(captions)), torch.zeros(len(captions), dtype=torch.long)
+    for begin in range(0, len(order), size):
+        places = order[begin : begin + size]
+        prefix = None if prefixes is None else prefixes[places]
+        losses, tokens = language_model.token_losses(prefix, [captions[place] for place in places])
+        summed[places], counts[places] = losses.cpu(), tokens.cpu()
+    return summed, counts
+
+
+def mean_loss(language_model: LanguageModel, prefixes: Tensor, captions: Sequence[Sequence[int]]) -> float:
+    """Nats a token over all captions."""
+    summed, counts = row_losses(language_model, prefixes, captions)
+    return float(summed.sum() / counts.sum())
+
+
+def derangement(count: int, seed: int) -> np.ndarray:
+    """A seeded permutation of `count` ≥ 2 places that leaves none where it was."""
+    cycle = np.random.default_rng([seed, 1]).permutation(count)
+    out = np.empty(count, dtype=np.int64)
+    out[cycle] = np.roll(cycle, 1)
+    return out
