@@ -43,7 +43,7 @@ check: setup types-links ## lint, formatting, types, direction of imports
 	@mypy pipeline stages store
 	@lint-imports
 
-types-links:
+types-links: ## link the three rooms under the name devil_pipe, for mypy
 	@mkdir -p .types/devil_pipe
 	@for room in pipeline stages store; do ln -sfn ../../$$room .types/devil_pipe/$$room; done
 
@@ -51,7 +51,7 @@ wheel-test: setup ## build the wheel, install it into an empty environment, run 
 	@bash tests/wheel.sh $(UV)
 
 bench: setup ## run the benchmarks; results go to benchmarks/results/
-	@for file in benchmarks/*.py; do python $$file || exit 1; done
+	@for file in benchmarks/[a-z]*.py; do python $$file || exit 1; done
 
 lock: ## resolve requirements.lock and bootstrap.lock anew
 	@$(UV) pip compile --quiet --generate-hashes --no-emit-index-url --universal --python-version 3.11 --extra dev \

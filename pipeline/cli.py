@@ -25,6 +25,11 @@ app = typer.Typer(
 Name = Annotated[str | None, typer.Argument(help="Name of a file in configs/runs/; by default the pipeline's first.")]
 
 
+# What a person can mend: a full or closed disk, and a file where a folder should be.
+_PLAIN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM, errno.EMFILE}
+_PLAIN |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+
+
 def _example(text: str) -> str:
     return f"[bold]Example:[/bold] {text}"
 
@@ -41,8 +46,7 @@ def _plainly() -> Iterator[None]:
     except InputError as error:
         _fail(str(error), 1)
     except OSError as error:
-        plain = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EMFILE}
-        if error.errno not in plain:
+        if error.errno not in _PLAIN:
             raise
         _fail(f"{error.filename or 'disk'}: {error.strerror}; what was committed before is kept", 1)
     except KeyboardInterrupt:
@@ -50,7 +54,9 @@ def _plainly() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {message}", err=True)
+    from devil_pipe.stages.common.progress import fail
+
+    fail(message)
     raise typer.Exit(code)
 
 
@@ -80,9 +86,10 @@ def assets(
     """Fetch the demo's weights and pictures into a cache outside the project, checked by hash."""
     with _plainly():
         from devil_pipe.stages.common.assets import cache_dir, fetch
+        from devil_pipe.stages.common.progress import log
 
         fetch(names or None)
-        typer.echo(f"assets are in {cache_dir()}")
+        log(f"assets are in {cache_dir()}")
 
 
 @app.command(epilog=_example("devil-pipe prepare mine --folder ~/pictures --captions captions.csv"))
@@ -110,16 +117,27 @@ def prepare(
             values = {"source": "folder", "folder": given}
         elif shards is not None:
             values = {"source": "webdataset", "webdataset": {"shards": str(shards)}}
-        chosen = name or config.read_pipeline().data[0]
-        _keep("data", chosen, values)
-        run(config.load_data(chosen))
+        chosen = name or config.first("data")
+        with _kept("data", chosen, values):
+            run(config.load_data(chosen))
 
 
-def _keep(kind: str, name: str, values: dict[str, Any]) -> None:
+@contextmanager
+def _kept(kind: str, name: str, values: dict[str, Any]) -> Iterator[None]:
+    """Keep a configuration that the command line gave, so that its name repeats it; wrong input takes it back."""
     from devil_pipe.pipeline.config import write_config
+    from devil_pipe.stages.common.progress import log
+    from devil_pipe.store.errors import InputError
 
-    if values and (path := write_config(kind, name, values)):
-        typer.echo(f"wrote {path}")
+    path = write_config(kind, name, values) if values else None
+    try:
+        yield
+    except InputError:
+        if path:
+            path.unlink()
+        raise
+    if path:
+        log(f"wrote {path}")
 
 
 @app.command(epilog=_example("devil-pipe extract --backbone clip_rn50 --data demo"))
@@ -141,35 +159,36 @@ def extract(
             raise UsageError(f"a named store is made as configs/stores/{store}.yaml says; edit it, or use --backbone")
         if store is None and backbone is None and (data or weights or layers):
             raise UsageError("--data, --weights and --layers belong to --backbone")
-        pipeline = config.read_pipeline()
-        chosen = store or next(iter(pipeline.stores))
-        if backbone is not None:
-            from devil_pipe.stages.extract.backbones import spec
+        from devil_pipe.stages.extract.backbones import spec
+        from devil_pipe.stages.extract.layers import choose
 
+        values: dict[str, Any] = {}
+        if backbone is None:
+            chosen = store or config.first("stores")
+        else:
             spec(backbone)
-            chosen = _new_store(backbone, data or pipeline.data[0], weights, layers)
-        loaded = config.load_store(chosen)
-        speed = {"batch_size": batch_size, "device": device}
-        runtime = loaded.runtime.model_copy(update={key: value for key, value in speed.items() if value is not None})
-        from devil_pipe.stages.extract.run import run
+            chosen, values = _new_store(backbone, data or config.first("data"), weights, layers)
+        with _kept("stores", chosen, values):
+            loaded = config.load_store(chosen)
+            try:
+                choose(spec(loaded.backbone), loaded.layers)
+            except UsageError as error:
+                raise UsageError(f"{config.CONFIGS}/stores/{chosen}.yaml: {error}" if store else str(error)) from None
+            speed = {key: value for key, value in (("batch_size", batch_size), ("device", device)) if value is not None}
+            from devil_pipe.stages.extract.run import run
 
-        run(loaded.model_copy(update={"runtime": runtime}))
+            run(loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=speed)}))
 
 
-def _new_store(backbone: str, data: str, weights: str | None, layers: str | None) -> str:
-    """The store's name for a backbone given on the command line; its configuration is kept under that name."""
-    name = "-".join([data, backbone, *(["random"] if weights == "random" else [])])
-    values: dict[str, Any] = {"data": data, "backbone": backbone}
-    if weights:
-        values["weights"] = weights
-    if layers:
-        values["layers"] = [item.strip() for item in layers.split(",") if item.strip()]
-        name += "-" + "-".join(values["layers"])
-    from devil_pipe.pipeline.config import CONFIGS
+def _new_store(backbone: str, data: str, weights: str | None, layers: str | None) -> tuple[str, dict[str, Any]]:
+    """The store's name for a backbone given on the command line, and what its configuration must say."""
+    from devil_pipe.pipeline.config import CONFIGS, store_values
 
-    if len(values) > 2 or not (CONFIGS / "stores" / f"{name}.yaml").exists():
-        _keep("stores", name, values)
-    return name
+    chosen = [item.strip() for item in (layers or "").split(",") if item.strip()]
+    name = "-".join([data, backbone, *(["random"] if weights == "random" else []), *chosen])
+    if weights is None and layers is None and (CONFIGS / "stores" / f"{name}.yaml").exists():
+        return name, {}
+    return name, store_values(data=data, backbone=backbone, weights=weights or "auto", layers=chosen)
 
 
 @app.command(epilog=_example("devil-pipe train demo; devil-pipe train cc3m-clip_rn50-opt --dry-run --json"))
@@ -195,7 +214,7 @@ def train(
 def _open(name: str | None) -> Any:
     from devil_pipe.pipeline import config
 
-    return config.Run(name or next(iter(config.read_pipeline().runs)))
+    return config.Run(name or config.first("runs"))
 
 
 @app.command(epilog=_example("devil-pipe evaluate demo"))
@@ -222,9 +241,7 @@ def report(run: Name = None) -> None:
     with _plainly():
         from devil_pipe.pipeline.report.run import run as work
 
-        chosen = _open(run)
-        work(chosen.report)
-        typer.echo(f"report: {(chosen.report.run_dir / 'report' / 'index.html').resolve()}")
+        work(_open(run).report)
 
 
 def main() -> None:

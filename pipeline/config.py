@@ -6,7 +6,7 @@ Each loader returns the configuration of one stage with its paths filled in. Eve
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,7 @@ from devil_pipe.store.errors import UsageError
 
 CONFIGS, DATA, STORES, RUNS = Path("configs"), Path("data"), Path("stores"), Path("runs")
 Config = TypeVar("Config", bound=BaseModel)
+PATHS = {"name", "run", "out", "data_dir"}  # filled in from the file's name, never from its text
 
 
 class _Section(BaseModel):
@@ -71,6 +72,8 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, list | dict | set):
+            raise yaml.constructor.ConstructorError(None, None, "expected a plain key", key_node.start_mark)
         if key in found:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
         found[key] = loader.construct_object(value_node, deep=True)
@@ -88,10 +91,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         names = ", ".join(sorted(item.stem for item in path.parent.glob("*.yaml"))) or "none"
         raise UsageError(f"{path}: no such file; {path.parent}/ has: {names}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        # ValueError: bytes that are no UTF-8, and dates or numbers that YAML allows and Python does not.
         raise UsageError(f"{path}: expected YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise UsageError(f"{path}: expected keys and values, got {type(value).__name__}")
+        found = "nothing" if value is None else "a list" if isinstance(value, list) else f"{value!r:.80}"
+        raise UsageError(f"{path}: expected keys and values, got {found}")
     return value
 
 
@@ -107,26 +112,46 @@ def validate(kind: type[Config], values: dict[str, Any], source: Path, inside: s
                 lines.append(f"{key}: unknown key; known here: {', '.join(_known(kind, item['loc']))}")
             elif item["type"] == "missing":
                 lines.append(f"{key}: missing")
+            elif item["type"] == "value_error":  # our own sentence, which says what it got
+                lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
             else:
-                lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}")
+                lines.append(f"{key}: {item['msg']}, got {item['input']!r:.200}")
         raise UsageError(f"{source}: " + "; ".join(lines)) from None
 
 
 def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    found: Any = kind
+    """The keys that a file may have where `location` stands."""
+    found: type[BaseModel] | None = kind
     for part in location[:-1]:
-        field = found.model_fields.get(str(part)) if isinstance(found, type) and issubclass(found, BaseModel) else None
-        found = field.annotation if field else None
-    ours = {"name", "run", "out", "store", "data_dir", "runtime"} if kind is not RunFile else set()
-    if isinstance(found, type) and issubclass(found, BaseModel):
-        return [name for name in found.model_fields if len(location) > 1 or name not in ours]
-    return []
+        field = found.model_fields.get(str(part)) if found else None
+        found = _model(field.annotation) if field else None
+    if found is None:
+        return []
+    ours = set() if len(location) > 1 or kind in (RunFile, PipelineFile) else PATHS
+    if kind in (TrainConfig, EvaluateConfig, SaliencyConfig):
+        ours = ours and ours | {"seed", "store", "runtime"}
+    return [name for name in found.model_fields if name not in ours]
 
 
-def _file(kind: str, name: str) -> Path:
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The section that an annotation names, also where it may be left out."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _file(kind: str, name: str, named_in: str = "") -> Path:
     if Path(name).name != name or not name or name.startswith("."):
-        raise UsageError(f"expected the name of a file in {CONFIGS / kind}/ without its ending, got {name!r}")
+        raise UsageError(f"{named_in}expected the name of a file in {CONFIGS / kind}/ without its ending, got {name!r}")
     return CONFIGS / kind / f"{name}.yaml"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = read_yaml(path)
+    for key in values.keys() & PATHS:
+        raise UsageError(f"{path}: {key}: unknown key; it follows from the file's name")
+    return values
 
 
 def read_pipeline() -> PipelineFile:
@@ -135,18 +160,27 @@ def read_pipeline() -> PipelineFile:
     return validate(PipelineFile, read_yaml(path), path)
 
 
+def first(kind: Literal["data", "stores", "runs"]) -> str:
+    """The name that a command takes when it is given none. Raises UsageError where the pipeline lists none."""
+    names = list(getattr(read_pipeline(), kind))
+    if not names:
+        raise UsageError(f"{CONFIGS / 'pipeline.yaml'}: {kind}: lists none, so the command needs a name")
+    return str(names[0])
+
+
 def load_data(name: str) -> PrepareConfig:
     """The prepare stage of configs/data/NAME.yaml."""
     path = _file("data", name)
-    return validate(PrepareConfig, {**read_yaml(path), "name": name, "out": DATA / name}, path)
+    return validate(PrepareConfig, {**_read(path), "name": name, "out": DATA / name}, path)
 
 
 def load_store(name: str, overrides: dict[str, Any] | None = None) -> ExtractConfig:
     """The extract stage of configs/stores/NAME.yaml, with some keys replaced."""
     path = _file("stores", name)
-    values = {**read_yaml(path), **(overrides or {})}
+    values = {**_read(path), **(overrides or {})}
     paths = {"name": name, "data_dir": DATA / str(values.get("data")), "out": STORES / name}
     config = validate(ExtractConfig, {**values, **paths}, path)
+    _file("data", config.data, f"{path}: data: ")
     _agrees("stores", name, "data", config.data, path)
     return config
 
@@ -158,6 +192,7 @@ class Run:
         """Read and check the whole file. Raises UsageError."""
         self.name, self.path = name, _file("runs", name)
         self.file = validate(RunFile, read_yaml(self.path), self.path)
+        _file("stores", self.file.store, f"{self.path}: store: ")
         _agrees("runs", name, "store", self.file.store, self.path)
         self.store = load_store(self.file.store)
         common = {"run": name, "seed": self.file.seed, "out": RUNS / name}
@@ -183,6 +218,12 @@ def _agrees(kind: str, name: str, key: str, value: str, path: Path) -> None:
     listed = getattr(read_pipeline(), kind).get(name)
     if listed is not None and getattr(listed, key) != value:
         raise UsageError(f"{path}: {key}: {value!r}, but {listing} says {kind}.{name}.{key}: {getattr(listed, key)!r}")
+
+
+def store_values(**given: Any) -> dict[str, Any]:
+    """What a file of configs/stores/ says: `given`, and the default of every other key, for DVC tracks each by name."""
+    fields = {name: field for name, field in ExtractConfig.model_fields.items() if name not in PATHS | {"runtime"}}
+    return {name: given.get(name, field.default) for name, field in fields.items()}
 
 
 def write_config(kind: str, name: str, values: dict[str, Any]) -> Path | None:

@@ -105,7 +105,10 @@ class StoreWriter:
         files: dict[str, FileRecord] = {}
         for layer in self.identity.layers:
             content = _encode(layer, maps[layer.name], rows, self.shard_rows, invalid)
-            _commit_bytes(shard_file(self.folder, layer.name, shard), content)
+            path = shard_file(self.folder, layer.name, shard)
+            for stale in path.parent.glob(f".{path.name}.*.partial"):  # of a run that was killed; nobody else's shard
+                stale.unlink()
+            _commit_bytes(path, content)
             files[layer.name] = FileRecord(size=len(content), sha256=sha256(content).hexdigest())
         record = ShardRecord(shard=shard, start=rows.start, stop=rows.stop, invalid=dict(invalid), files=files)
         _commit_bytes(self.marker(shard), _json_bytes(record.model_dump(mode="json")))

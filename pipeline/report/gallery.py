@@ -78,6 +78,8 @@ class Gallery(_Part):
 
     seed: int
     scale: Scale
+    objects: list[str] = []
+    """All object names of the index: "a sea lion" must not count as naming the lion."""
     pictures: list[Picture]
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from devil_pipe.pipeline.report import figures, tables
 from devil_pipe.pipeline.report.gallery import Gallery, Marker, Picture, anchors, mentions
 from devil_pipe.pipeline.report.metrics import ALL_LAYERS, BASELINES, MetricKind, Metrics, metric_kind, ordered_layers
+from devil_pipe.stages.evaluate.naming import Namer
 
 WHOLE = "whole"
 STAGES = ("prepare", "extract", "train", "evaluate", "saliency")
@@ -192,33 +193,34 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def cards(gallery: Gallery, metrics: Metrics) -> list[Card]:
     """The gallery's pictures with each sentence judged."""
     made = []
+    namer = Namer([*gallery.objects, *(picture.object for picture in gallery.pictures)])
     for anchor, picture in zip(anchors(gallery), gallery.pictures, strict=True):
         layers = ordered_layers((name for name in picture.descriptions if name != ALL_LAYERS), metrics.layers)
-        rows = [(layer, _layer_sentences(picture, picture.descriptions[layer])) for layer in layers]
+        rows = [(layer, _layer_sentences(namer, picture, picture.descriptions[layer])) for layer in layers]
         whole = picture.descriptions.get(ALL_LAYERS)
-        made.append(Card(anchor, picture, judged(picture, whole) if isinstance(whole, str) else None, rows))
+        made.append(Card(anchor, picture, judged(namer, picture, whole) if isinstance(whole, str) else None, rows))
     return made
 
 
-def _layer_sentences(picture: Picture, said: str | dict[str, str]) -> list[Sentence | None]:
+def _layer_sentences(namer: Namer, picture: Picture, said: str | dict[str, str]) -> list[Sentence | None]:
     """A layer's sentences in the order of the columns: whole layer, then each marker."""
     by_place = {WHOLE: said} if isinstance(said, str) else said
-    sentences = [judged(picture, by_place[WHOLE]) if WHOLE in by_place else None]
+    sentences = [judged(namer, picture, by_place[WHOLE]) if WHOLE in by_place else None]
     for marker in picture.markers:
-        sentences.append(judged(picture, by_place[marker.id], marker) if marker.id in by_place else None)
+        sentences.append(judged(namer, picture, by_place[marker.id], marker) if marker.id in by_place else None)
     return sentences
 
 
-def judged(picture: Picture, text: str, marker: Marker | None = None) -> Sentence:
+def judged(namer: Namer, picture: Picture, text: str, marker: Marker | None = None) -> Sentence:
     """Mark a sentence by the object's name; on the background the scene's name is right and none is wrong."""
     if marker is not None and marker.where == "background":
         if picture.scene and mentions(text, picture.scene):
             return Sentence(text, "right", "names the scene", marker)
-        if picture.object and mentions(text, picture.object):
+        if picture.object and namer.right(text, picture.object):
             return Sentence(text, "off", "names the object, though the marker lies on the background", marker)
         return Sentence(text, "", "", marker)
     if not picture.object:
         return Sentence(text, "", "", marker)
-    if mentions(text, picture.object):
+    if namer.right(text, picture.object):
         return Sentence(text, "right", "names the object", marker)
     return Sentence(text, "wrong", "does not name the object", marker)

@@ -68,6 +68,14 @@ def warn(message: str) -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"warning: {message}", style="yellow"))
 
 
+def fail(message: str) -> None:
+    """Say why the command ends without having done what it was asked."""
+    if _voice.mode is Mode.JSON_LINES:
+        log(message, level="error")
+    else:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from devil_pipe.stages.common.progress import track
 from devil_pipe.stages.train.batches import whole_features
 from devil_pipe.stages.train.language_model import LanguageModel
 from devil_pipe.stages.train.loop import derangement, row_losses, translate
@@ -51,17 +52,39 @@ class Conditions:
         """All conditions: all layers, each alone, then the controls."""
         return (ALL, *(layer.name for layer in self.store.layers), *CONTROLS)
 
-    def outcome(self, name: str, features: Sequence[Tensor], captions: Sequence[Sequence[int]]) -> Outcome:
+    def outcomes(
+        self, names: Sequence[str], features: Sequence[Tensor], captions: Sequence[Sequence[int]]
+    ) -> dict[str, Outcome]:
+        """The outcome of each condition; shuffled features give the descriptions of the pictures they come from."""
+        found: dict[str, Outcome] = {}
+        for name in track(names, "describe", unit="conditions"):
+            known = None
+            if name == "shuffled" and ALL in found:
+                order = derangement(len(captions), self.seed)
+                known = [found[ALL].descriptions[place] for place in order]
+            found[name] = self.outcome(name, features, captions, known)
+        return found
+
+    def outcome(
+        self,
+        name: str,
+        features: Sequence[Tensor],
+        captions: Sequence[Sequence[int]],
+        written: list[str] | None = None,
+    ) -> Outcome:
         """Descriptions and reference losses under the condition `name`.
 
         Args:
             name: one of `names`.
             features: of the rows, each layer [rows, C].
             captions: token ids of each row's first reference.
+            written: the descriptions, where they are known already.
         """
         prefixes = self._prefixes(name, features)
         nats, tokens = row_losses(self.language_model, prefixes, captions)
-        if name in ("mean", "zero", "lm_alone"):  # one and the same input for every row
+        if written is not None:
+            assert len(written) == len(captions), "one description a row"
+        elif name in ("mean", "zero", "lm_alone"):  # one and the same input for every row
             one = None if prefixes is None else prefixes[:1]
             written = self.language_model.write(one, self.max_new_tokens) * len(captions)
         else:

@@ -14,7 +14,7 @@ def bare(name: str) -> str:
 
 
 class Namer:
-    """Finds which object of a vocabulary a description names: the longest name that stands in it as words.
+    """Finds which objects of a vocabulary a description names, as whole words, the longest name at each place.
 
     So "a sea lion" names the sea lion and not the lion.
     """
@@ -24,13 +24,10 @@ class Namer:
         ordered = sorted({bare(name) for name in names if name}, key=lambda name: (-len(name), name))
         self._pattern = re.compile(r"\b(" + "|".join(re.escape(name) for name in ordered) + r")\b") if ordered else None
 
-    def named(self, description: str) -> str:
-        """The name found, or ""; of several the longest, then the first."""
-        if self._pattern is None:
-            return ""
-        found = self._pattern.findall(description.lower())
-        return max(found, key=len, default="")
+    def named(self, description: str) -> list[str]:
+        """The names found, in their order."""
+        return [] if self._pattern is None else self._pattern.findall(description.lower())
 
     def right(self, description: str, name: str) -> bool:
-        """Whether the description names this object."""
-        return self.named(description) == bare(name)
+        """Whether the description names this object, whatever else it names (a scene may hold a name too)."""
+        return bare(name) in self.named(description)

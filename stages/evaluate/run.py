@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from devil_pipe.stages.common.assets import asset
 from devil_pipe.stages.common.files import replacing, write_json
 from devil_pipe.stages.common.memory import keep_freed_memory
-from devil_pipe.stages.common.progress import log, track, warn
+from devil_pipe.stages.common.progress import log, warn
 from devil_pipe.stages.evaluate.bertscore import bertscore_conditions
 from devil_pipe.stages.evaluate.bootstrap import bootstrap_mean, bootstrap_statistic
 from devil_pipe.stages.evaluate.conditions import ALL, CONTROLS, Conditions, Outcome
@@ -115,7 +115,7 @@ def _outcomes(
     features = whole_features(trained.store, rows)
     captions = trained.language_model.encode([trained.index[row]["captions"][0] for row in rows])
     chosen = names or conditions.names
-    return {name: conditions.outcome(name, features, captions) for name in track(chosen, "describe", unit="conditions")}
+    return conditions.outcomes(chosen, features, captions)
 
 
 def _scores(
@@ -220,6 +220,7 @@ def _metrics(
         "scores": {name: _json(scores[name]) for name in (ALL, *layers)},
         "controls": {name: _json(scores[name]) for name in CONTROLS},
         "distinct": {name: {"value": distinct(outcome.descriptions)} for name, outcome in outcomes.items()},
+        "layers": layers,
         "weights": trained.card.store.weights,
         "backbone": trained.card.store.backbone,
         "language_model": trained.card.language_model,

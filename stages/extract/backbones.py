@@ -62,11 +62,11 @@ class Backbone:
 
 
 @contextmanager
-def _without_a_remark_on_random_weights() -> Iterator[None]:
-    """open_clip warns whenever it builds without weights, which is done on purpose here and said by us."""
+def _without_remarks() -> Iterator[None]:
+    """open_clip warns whenever it builds without weights, and logs what it raises; both are said by us."""
     logger = logging.getLogger()
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -88,7 +88,7 @@ def _open_clip(architecture: str) -> Callable[[bool, str], nn.Module]:
         import open_clip
 
         tag = "openai" if pretrained else None
-        with torch.device(device), _without_a_remark_on_random_weights():
+        with torch.device(device), _without_remarks():
             return open_clip.create_model(architecture, pretrained=tag, device=device)  # type: ignore[no-any-return]
 
     return build

@@ -88,10 +88,18 @@ class Taps:
 
 
 def layer_specs(module: nn.Module, taps: Sequence[Tap], image_size: int) -> tuple[LayerSpec, ...]:
-    """Channels and grid of each layer, from a trial forward of one black picture."""
+    """Channels and grid of each layer, from a trial forward of one black picture.
+
+    Raises:
+        InputError: the backbone takes no pictures of that size.
+    """
     place = next(module.parameters()).device
     with Taps(module, taps) as read, torch.no_grad():
-        maps = read(torch.zeros(1, 3, image_size, image_size, device=place))
+        try:
+            maps = read(torch.zeros(1, 3, image_size, image_size, device=place))
+        except (RuntimeError, AssertionError) as error:  # CLIP's position embeddings fit one size alone
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"image_size: the backbone takes no pictures of {image_size} pixels: {reason}") from error
         return tuple(
             LayerSpec(
                 name=tap.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -42,7 +42,7 @@ class DemoConfig(_Section):
     """Pictures in one tar shard; img2dataset's keys leave four digits for the number in the shard."""
 
     @model_validator(mode="after")
-    def _sizes_in_order(self) -> Self:
+    def _sizes_in_order(self) -> DemoConfig:
         low, high = self.longest_side
         if not 0 < low <= high <= 1:
             raise ValueError(f"longest_side: expected 0 < low <= high <= 1, got {low} and {high}")
@@ -63,7 +63,7 @@ class _SplitSource(_Section):
     """Split → share of the pictures that name no split themselves; a seeded hash of the key decides."""
 
     @model_validator(mode="after")
-    def _shares_sum_to_one(self) -> Self:
+    def _shares_sum_to_one(self) -> _SplitSource:
         total = sum(self.shares.values())
         if not math.isclose(total, 1, abs_tol=1e-6):
             raise ValueError(f"shares: expected fractions that sum to 1, got a sum of {total:g}")
@@ -109,7 +109,7 @@ class PrepareConfig(_Section):
         return values
 
     @model_validator(mode="after")
-    def _section_of_the_source(self) -> Self:
+    def _section_of_the_source(self) -> PrepareConfig:
         if self.source != "demo" and getattr(self, self.source) is None:
             raise ValueError(f"source: {self.source} needs a section `{self.source}:`, got none")
         return self

@@ -96,6 +96,7 @@ def _named(config: FolderConfig) -> list[_Entry]:
 
 def _csv_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    begin = 1  # the line a row begins on: an open quote ends only at the file's end
     try:
         columns = reader.fieldnames or []
         missing = [name for name in ("file", "caption") if name not in columns]
@@ -103,15 +104,17 @@ def _csv_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise InputError(
                 f"{path}, line 1: expected a column {missing[0]!r}, got {', '.join(columns) or 'no columns'}"
             )
+        begin = reader.line_num + 1
         for values in reader:
-            where = f"{path}, line {reader.line_num}"
+            where = f"{path}, line {begin}"
+            begin = reader.line_num + 1
             if None in values or None in values.values():
                 raise InputError(
                     f'{where}: expected {len(columns)} cells, got another number; a caption with a comma needs "quotes"'
                 )
             yield where, dict(values)
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: expected CSV: {error}") from None
+        raise InputError(f"{path}, line {begin}: expected CSV: {error}") from None
 
 
 def _json_lines(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -63,7 +63,7 @@ def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: 
     with replacing(folder / "maps.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     limits = {"low": -scale, "high": scale}
-    write_json(folder / "gallery.json", {"seed": config.seed, "scale": limits, "pictures": entries})
+    write_json(folder / "gallery.json", {"seed": config.seed, "scale": limits, "objects": objects, "pictures": entries})
 
 
 def _overlays(folder: Path, item: dict[str, Any], arrays: dict[str, np.ndarray], scale: float) -> None:

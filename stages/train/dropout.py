@@ -31,8 +31,10 @@ def masked_mean(
     kept = keep.flatten().nonzero().squeeze(1)
     counts = keep.sum(dim=1)
     offsets = counts.cumsum(0) - counts
-    pooled = torch.nn.functional.embedding_bag(kept, maps.flatten(0, 1), offsets, mode="mean")
-    return pooled.float()
+    pooled = torch.nn.functional.embedding_bag(kept, maps.flatten(0, 1), offsets, mode="mean").float()
+    if not bool(pooled.isfinite().all()):  # float16 adds up before it divides: large features overflow there
+        pooled = torch.nn.functional.embedding_bag(kept, maps.flatten(0, 1).float(), offsets, mode="mean")
+    return pooled
 
 
 def pool(

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from devil_pipe.stages.common.files import write_text_atomic
+
 PHASES = ("alignment", "language")
 
 
@@ -15,9 +17,8 @@ class Journal:
     def __init__(self, path: Path, phase: str | None = None, step: int = 0) -> None:
         """Start the log, or keep what was logged before `step` of `phase`."""
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [] if phase is None else [line for line in self.entries(path) if _before(line, phase, step)]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     @staticmethod
     def entries(path: Path) -> list[dict[str, Any]]:

@@ -160,7 +160,7 @@ class LanguageModel:
                 fed = self.embedding(ids[:-1]).expand(len(before), -1, -1)
                 seen = self._ones(len(before), before.shape[1] + len(text) - 1)
                 more = base(inputs_embeds=fed, attention_mask=seen, past_key_values=out.past_key_values, use_cache=True)
-                out.past_key_values.crop(before.shape[1])
+                out.past_key_values.crop(1 - len(text))  # negative: how many to take away again
                 logs = torch.cat([first, head(more.last_hidden_state).float().log_softmax(dim=-1)], dim=1)
             scores.append(logs.gather(2, ids.expand(len(before), -1)[..., None]).sum(dim=(1, 2)))
         return torch.stack(scores, dim=1)

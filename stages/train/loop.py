@@ -100,6 +100,8 @@ class Loop:
             for step, batch in source.stream(start, phase.steps):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(phase, step)
+                if parts.config.language_model_dropout:  # the one thing random in a step: from (seed, step) as well
+                    _seed_step(parts.config.seed, step, parts.accelerator.process_index)
                 loss = self._step(name, phase, model, optimizer, batch)
                 shown.advance(note=f"loss {loss:.3f}" if step % parts.config.runtime.log_every == 0 else "")
                 self._after(name, phase, step + 1, loss, learning_rate(phase, step), optimizer)
@@ -154,11 +156,17 @@ class Loop:
         with torch.inference_mode():
             if name == "alignment":
                 return _alignment_scores(parts.alignment, prefixes, captions)
+            parts.language_model.model.eval()
             own = mean_loss(parts.language_model, prefixes, captions)
             other = derangement(len(rows), parts.config.seed)
             shuffled = mean_loss(parts.language_model, prefixes[torch.from_numpy(other)], captions)
+            parts.language_model.model.train(parts.config.language_model_dropout)
         log("validation", loss=round(own, 3), shuffled=round(shuffled, 3), gap=round(shuffled - own, 3))
         return {"val_loss": round(own, 5), "val_loss_shuffled": round(shuffled, 5)}
+
+
+def _seed_step(seed: int, step: int, process: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
 
 
 def _alignment_scores(
@@ -169,13 +177,17 @@ def _alignment_scores(
     read = alignment.read(prefixes)
     cut = [list(caption[: alignment.queries]) for caption in captions]
     right = np.mean([mine == theirs for mine, theirs in zip(read, cut, strict=True)])
-    first = np.mean(
-        [one == other for mine, theirs in zip(read, cut, strict=True) for one, other in zip(mine, theirs, strict=False)]
+    tokens = np.mean(
+        [
+            place < len(mine) and mine[place] == token  # a caption read too short misses the tokens that are left
+            for mine, theirs in zip(read, cut, strict=True)
+            for place, token in enumerate(theirs)
+        ]
     )
-    log("validation (read by the embeddings)", loss=round(loss, 3), tokens=round(float(first), 3))
+    log("validation (read by the embeddings)", loss=round(loss, 3), tokens=round(float(tokens), 3))
     return {
         "val_alignment_loss": round(loss, 5),
-        "val_token_accuracy": round(float(first), 5),
+        "val_token_accuracy": round(float(tokens), 5),
         "val_caption_accuracy": round(float(right), 5),
     }
 

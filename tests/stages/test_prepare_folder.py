@@ -138,7 +138,7 @@ def test_two_pictures_of_one_key_are_named(pictures: Path) -> None:
 
 
 def test_missing_folder_and_missing_captions(tmp_path: Path, pictures: Path) -> None:
-    with pytest.raises(InputError, match="folder.pictures"):
+    with pytest.raises(InputError, match=r"folder\.pictures"):
         prepare(tmp_path / "none")
     section = FolderConfig(pictures=pictures, captions=tmp_path / "none.csv")
     with pytest.raises(InputError, match=r"none\.csv"):
@@ -168,8 +168,8 @@ def test_index_refuses_other_tables(tmp_path: Path) -> None:
         check_index(whole.drop_columns(["split"]), "index")
     with pytest.raises(InputError, match="no column strange"):
         check_index(whole.append_column("strange", whole["key"]), "index")
+    at = whole.schema.get_field_index("width")
     with pytest.raises(InputError, match="column width as int32, got int64"):
-        at = whole.schema.get_field_index("width")
         check_index(whole.set_column(at, "width", whole["width"].cast("int64")), "index")
     with pytest.raises(InputError, match="'k' more than once"):
         check_index(to_table([row, row]), "index")

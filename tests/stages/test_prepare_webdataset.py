@@ -164,7 +164,7 @@ def test_a_shard_that_changed_after_indexing_is_noticed(tmp_path: Path) -> None:
 def test_no_shards_is_said(empty: bool, tmp_path: Path) -> None:
     if empty:
         (tmp_path / "s").mkdir()
-    with pytest.raises(InputError, match="webdataset.shards"):
+    with pytest.raises(InputError, match=r"webdataset\.shards"):
         prepare(tmp_path / "s", tmp_path / "data")
 
 

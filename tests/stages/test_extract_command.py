@@ -1,0 +1,168 @@
+"""`devil-pipe extract` as a process: killed, on a full disk, without a network."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.schema import ShardRecord, read_record, shard_file
+
+from ..forked import Commands
+from ..small_disk import small_disk
+
+pytestmark = pytest.mark.slow
+
+STORE = {
+    "data": "tiny",
+    "backbone": "effnet_lite0",
+    "weights": "random",
+    "layers": ["s8", "s32"],
+    "image_size": 64,
+    "shard_rows": 2,
+    "runtime": {"batch_size": 2, "decoders": 1, "device": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    empty = str(tmp_path_factory.mktemp("home"))
+    with Commands(["devil_pipe.stages.extract.run", "timm", "open_clip"], {"HF_HOME": empty, "HOME": empty}) as running:
+        yield running
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_data: Callable[..., Path]) -> Path:
+    """A folder with the configuration of a store of 12 shards over 24 pictures, one of them broken."""
+    tiny_data(count=24, spoil=lambda pictures: (pictures / "005.png").write_bytes(b"text") and None)
+    listing = {"data": ["tiny"], "stores": {"tiny": {"data": "tiny"}}, "runs": {}}
+    (tmp_path / "configs/stores").mkdir(parents=True)
+    (tmp_path / "configs/pipeline.yaml").write_text(yaml.safe_dump(listing))
+    (tmp_path / "configs/stores/tiny.yaml").write_text(yaml.safe_dump(STORE))
+    return tmp_path
+
+
+def shown(store: Path) -> dict[str, bytes]:
+    """Every file that a reader could come to: partial files have a dot before their names. Seconds are no content."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file() and path.name[0] != "." and path.name != "seconds.json"
+    }
+
+
+def check_what_counts(store: Path, whole: dict[str, bytes]) -> int:
+    """Each file under its final name is whole, each marker has its shards, no manifest is early; counts the markers."""
+    found = shown(store)
+    assert all(whole[name] == content for name, content in found.items())
+    markers = [path for path in store.glob("*/commits/*.json") if path.name[0] != "."]
+    for marker in markers:
+        record = read_record(ShardRecord, marker)
+        for layer, file in record.files.items():
+            assert shard_file(marker.parents[1], layer, record.shard).stat().st_size == file.size
+    assert ("manifest.json" in found) <= (len(markers) == 12)
+    return len(markers)
+
+
+def undisturbed(commands: Commands, project: Path) -> tuple[dict[str, bytes], float]:
+    """The finished store's files, and the seconds from its first file to its last."""
+    code, said = commands.run(project, "extract", "tiny")
+    assert code == 0, said
+    store = project / "stores/tiny"
+    begun = min(path.stat().st_mtime for path in store.glob("*/zarr.json"))
+    took = (store / "manifest.json").stat().st_mtime - begun
+    whole = shown(store)
+    assert len(whole) == 12 * 3 + 3 + 1  # two layers and a marker a shard, three zarr.json, the manifest
+    shutil.rmtree(project / "stores")
+    return whole, took
+
+
+def test_killed_at_ten_points_it_ends_in_the_same_bytes(commands: Commands, project: Path) -> None:
+    whole, took = undisturbed(commands, project)
+    store = project / "stores/tiny"
+    draw = random.Random(0)
+    left_behind = []
+    for kill in range(10):  # a point in each tenth of the time in which the store is written
+        after = took * (kill + draw.random()) / 10
+        code, said = commands.run(
+            project, "extract", "tiny", kill_after=after, counted_from=lambda: any(store.glob("*/zarr.json"))
+        )
+        assert code in (-9, 0), said  # on a busy machine a late kill may find nothing left to kill
+        left_behind.append(check_what_counts(store, whole))
+        code, said = commands.run(project, "extract", "tiny")
+        assert code == 0, said
+        assert shown(store) == whole
+        shutil.rmtree(store)
+    assert min(left_behind) < 12, "no kill came while shards were missing: this test has tested nothing"
+    print("shards committed when the kill came:", left_behind)
+
+
+def test_killed_again_and_again_it_goes_on_from_where_it_was(commands: Commands, project: Path) -> None:
+    whole, took = undisturbed(commands, project)
+    store = project / "stores/tiny"
+    committed, kills, draw = 0, 0, random.Random(1)
+    while True:
+        code, said = commands.run(
+            project,
+            "extract",
+            "tiny",
+            kill_after=took * draw.uniform(0.05, 0.4) if kills < 10 else None,
+            counted_from=lambda before=committed: len(list(store.glob("*/commits/0*.json"))) > before,
+        )
+        now = check_what_counts(store, whole)
+        assert now >= committed, "a committed shard was lost"
+        committed = now
+        if code == 0:
+            break
+        assert code == -9, said
+        kills += 1
+    assert kills > 0
+    assert shown(store) == whole
+    reader = StoreReader(store)
+    for layer in reader.layers:
+        reader.read(layer.name, [row for row in range(24) if row != 5], verify=True)
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(commands: Commands, project: Path) -> None:
+    whole, _ = undisturbed(commands, project)
+    with small_disk(project / "stores", kilobytes=160) as resize:
+        code, said = commands.run(project, "extract", "tiny")
+        *_, last = said.splitlines()
+        assert code == 1
+        assert last.startswith("error: stores/tiny/")
+        assert "No space left on device while writing; what was committed before is kept" in last
+        assert "Traceback" not in said
+        assert 0 < check_what_counts(project / "stores/tiny", whole) < 12
+        assert not list((project / "stores").rglob("*.partial"))
+        resize(10_000)
+        code, said = commands.run(project, "extract", "tiny")
+        assert code == 0, said
+        assert shown(project / "stores/tiny") == whole
+
+
+@pytest.mark.parametrize("backbone", ["in_rn50", "clip_rn50"])
+def test_without_a_network_one_line_says_what_to_do(commands: Commands, project: Path, backbone: str) -> None:
+    code, said = commands.run(project, "extract", "--backbone", backbone, "--data", "tiny")
+    *before, line = said.splitlines()
+    assert code == 1
+    assert before in ([], [f"wrote configs/stores/tiny-{backbone}.yaml"])
+    assert line.startswith(f"error: weights of {backbone}: cannot be fetched from the model hub (")
+    assert "--weights FILE" in line
+    assert "--weights random" in line
+
+
+def test_the_random_weights_of_a_store_are_said_and_recorded(commands: Commands, project: Path) -> None:
+    arguments = ("extract", "--backbone", "effnet_lite0", "--data", "tiny", "--weights", "random", "--layers", "s32")
+    code, said = commands.run(project, "--quiet", *arguments)
+    assert code == 0, said
+    assert "random weights: its features mean nothing" in said
+    manifest = json.loads((project / "stores/tiny-effnet_lite0-random-s32/manifest.json").read_text())
+    assert manifest["identity"]["weights"] == "random:0"
+    code, said = commands.run(project, *arguments)
+    assert code == 0, said

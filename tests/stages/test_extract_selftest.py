@@ -1,0 +1,75 @@
+"""The look at known pictures lets sound weights pass and stops wrong scaling, wrong weights and the wrong GELU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from devil_pipe.stages.extract import selftest
+from devil_pipe.stages.extract.backbones import IMAGENET, LITE, OPENAI, Backbone, load, spec
+from devil_pipe.stages.extract.pictures import Transform
+from devil_pipe.store.errors import InputError
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("size", [224, 64])
+def test_real_weights_pass_whatever_size_is_extracted(asset_or_skip: Callable[[str], Path], size: int) -> None:
+    asset_or_skip("efficientnet-lite0")
+    said = selftest.check(load("effnet_lite0"), Transform(size, *LITE))
+    assert said.startswith("self-test passed: coffee → ")
+    assert "cat" in said.split("chelsea → ")[1]
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.0,) * 3, (1 / 255,) * 3),  # pixels left at 0 to 255
+        ((-0.5,) * 3, (0.5,) * 3),  # far too bright
+        (LITE[0], (10.0,) * 3),  # hardly any contrast
+    ],
+)
+def test_wrong_scaling_is_stopped(
+    asset_or_skip: Callable[[str], Path], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    asset_or_skip("efficientnet-lite0")
+    with pytest.raises(InputError, match="self-test of effnet_lite0: expected coffee in one of the classes"):
+        selftest.check(load("effnet_lite0"), Transform(224, mean, std))
+
+
+@pytest.mark.parametrize(("name", "scale"), [("effnet_lite0", LITE), ("in_rn50", IMAGENET)])
+def test_weights_that_claim_to_be_real_and_are_not_are_stopped(name: str, scale: tuple[tuple[float, ...], ...]) -> None:
+    random = load(name, "random")
+    claimed = Backbone(random.spec, random.module, "f" * 64)
+    with pytest.raises(InputError, match=f"self-test of {name}"):
+        selftest.check(claimed, Transform(224, *scale))
+    assert selftest.check(random, Transform(224, *scale)) == "self-test skipped: random weights"
+
+
+@pytest.mark.parametrize(("name", "plain"), [("clip_rn50", "RN50"), ("clip_vit_b32", "ViT-B-32")])
+def test_plain_gelu_is_stopped_before_anything_is_computed(name: str, plain: str) -> None:
+    wrong = open_clip.create_model(plain, device="meta")
+    with pytest.raises(InputError, match=f"self-test of {name}: expected QuickGELU throughout, found GELU at .*gelu"):
+        selftest.check(Backbone(spec(name), wrong, "f" * 64), Transform(224, *OPENAI))
+
+
+@pytest.mark.parametrize("name", ["clip_rn50", "clip_vit_b32"])
+def test_our_clip_has_openais_activation_throughout(name: str) -> None:
+    module = spec(name).build(False, "meta")
+    activations = [part for path, part in module.named_modules() if path.endswith(".gelu")]
+    assert len(activations) == (12 if name == "clip_rn50" else 24)  # the text tower's blocks, and the ViT's own
+    assert not [part for part in module.modules() if isinstance(part, nn.GELU)]
+    values = torch.linspace(-5, 5, 101)
+    for activation in activations:
+        torch.testing.assert_close(activation(values), values / (1 + torch.exp(-1.702 * values)))
+
+
+def test_clip_whose_pictures_and_captions_do_not_meet_is_stopped() -> None:
+    random = load("clip_vit_b32", "random")
+    with pytest.raises(InputError, match=r"self-test of clip_vit_b32: expected each of .* nearest to its own caption"):
+        selftest.check(Backbone(random.spec, random.module, "f" * 64), Transform(224, *OPENAI))

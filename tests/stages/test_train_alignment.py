@@ -1,0 +1,91 @@
+"""The alignment warm-up: targets by hand, its loss in closed form, and reading as its inverse."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from devil_pipe.stages.train.alignment import Alignment
+from devil_pipe.stages.train.config import PhaseConfig, WarmupConfig
+
+EOS, QUERIES, WIDTH = 9, 4, 12
+CAPTIONS = [(3, 5), (5, 5, 7, 1), (1, 3, 7, 5, 3, 1)]
+USED = [1, 3, 5, 7, EOS]
+
+
+def alignment(embeddings: Tensor | None = None, scale: float = 20.0, pull: float = 0.0) -> Alignment:
+    config = WarmupConfig(kind="alignment", phase=PhaseConfig(steps=1), scale=scale, pull=pull)
+    rows = torch.eye(WIDTH) * 3 if embeddings is None else embeddings
+    return Alignment(config, rows, CAPTIONS, EOS, QUERIES)
+
+
+def tokens_of(made: Alignment, captions: list[tuple[int, ...]]) -> list[list[int]]:
+    return [[USED[place] for place in row] for row in made.targets(captions).tolist()]
+
+
+def test_captions_are_cut_at_the_queries_or_filled_with_the_end() -> None:
+    assert tokens_of(alignment(), CAPTIONS) == [[3, 5, EOS, EOS], [5, 5, 7, 1], [1, 3, 7, 5]]
+    assert tokens_of(alignment(), [()]) == [[EOS] * 4]
+
+
+def test_a_token_that_training_never_saw_counts_as_the_end() -> None:
+    assert tokens_of(alignment(), [(3, 8, 5)]) == [[3, EOS, 5, EOS]]
+
+
+def test_the_code_book_holds_the_training_tokens_alone() -> None:
+    assert alignment().tokens.tolist() == USED
+
+
+def perfect(captions: list[tuple[int, ...]], length: float = 1.0) -> Tensor:
+    rows = [[*caption[:QUERIES], *[EOS] * (QUERIES - len(caption))] for caption in captions]
+    return torch.eye(WIDTH)[torch.tensor(rows)] * length
+
+
+@pytest.mark.parametrize("length", [0.1, 1.0, 30.0])
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_loss_of_perfect_prefixes(scale: float, length: float) -> None:
+    """Orthogonal codes: cosine 1 to the right one, 0 to the others; lengths do not matter."""
+    expected = math.log(math.exp(scale) + len(USED) - 1) - scale
+    for pull in (0.0, 5.0):
+        found = alignment(scale=scale, pull=pull).loss(perfect(CAPTIONS, length), CAPTIONS)
+        assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_loss_of_prefixes_that_know_nothing() -> None:
+    """Orthogonal to every code: all equally likely, and 1 − cosine is 1."""
+    prefix = torch.eye(WIDTH)[0].expand(len(CAPTIONS), QUERIES, -1)
+    assert float(alignment().loss(prefix, CAPTIONS)) == pytest.approx(math.log(len(USED)), abs=1e-6)
+    assert float(alignment(pull=2.5).loss(prefix, CAPTIONS)) == pytest.approx(math.log(len(USED)) + 2.5, abs=1e-6)
+
+
+def test_loss_of_any_prefix_is_a_slow_loop() -> None:
+    torch.manual_seed(0)
+    rows, prefix = torch.randn(WIDTH, 6), torch.randn(len(CAPTIONS), QUERIES, 6)
+    total = 0.0
+    for row, caption in enumerate(CAPTIONS):
+        for place in range(QUERIES):
+            right = caption[place] if place < len(caption) else EOS
+            vector = prefix[row, place].double()
+            cosine = {
+                token: float(vector @ rows[token].double() / vector.norm() / rows[token].double().norm())
+                for token in USED
+            }
+            total += math.log(sum(math.exp(7 * value) for value in cosine.values())) - 7 * cosine[right]
+            total += 3 * (1 - cosine[right])
+    found = alignment(rows, scale=7, pull=3).loss(prefix, CAPTIONS)
+    assert float(found) == pytest.approx(total / len(CAPTIONS) / QUERIES, rel=1e-5)
+
+
+def test_reading_inverts_spelling() -> None:
+    torch.manual_seed(1)
+    rows = torch.randn(WIDTH, 32)
+    made = alignment(rows)
+    spelled = torch.stack(
+        [rows[torch.tensor([*caption[:QUERIES], *[EOS] * (QUERIES - len(caption))])] for caption in CAPTIONS]
+    )
+    assert made.read(spelled * 0.3) == [list(caption[:QUERIES]) for caption in CAPTIONS]
+
+
+def test_reading_ends_at_the_first_end() -> None:
+    assert alignment().read(torch.eye(WIDTH)[torch.tensor([[3, EOS, 5, 1], [EOS, 1, 1, 1]])]) == [[3], []]
