@@ -58,7 +58,7 @@ class StoreWriter:
         group = {"zarr_format": 3, "node_type": "group", "attributes": {"devil_pipe": header}}
         path = self.folder / "zarr.json"
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))["attributes"]["devil_pipe"]["shard_rows"]
+            found = _shard_rows(path)
             if found != self.shard_rows:
                 raise InputError(
                     f"{path}: expected {self.shard_rows} rows a shard, found {found}; "
@@ -152,6 +152,14 @@ def _encode(layer: LayerSpec, maps: Maps, rows: range, shard_rows: int, invalid:
 
 def _crc(content: bytes) -> bytes:
     return struct.pack("<I", google_crc32c.value(content))
+
+
+def _shard_rows(path: Path) -> int:
+    """Rows a shard of the store whose group metadata lies at `path`."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["attributes"]["devil_pipe"]["shard_rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected a store's metadata ({error}); remove the file and extract again") from error
 
 
 def _json_bytes(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""A tiny project: language models of a few thousand numbers, pictures of coloured squares, a store that tells them apart.
+"""A tiny project: language models of a few thousand numbers, pictures of coloured squares, a store that knows them.
 
 Features are random vectors, one for each object and scene, laid where the object and the scene are: they are
 informative, so what learns from them can be seen to learn, in seconds.
@@ -78,32 +78,16 @@ def language_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    deep = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128, "hidden_size": hidden}
     if kind == "llama":
-        config = transformers.LlamaConfig(
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=128,
-            tie_word_embeddings=True,
-            initializer_range=0.3,
-            **common,
-        )
+        more = {"intermediate_size": 2 * hidden, "tie_word_embeddings": True, "initializer_range": 0.3}
+        config = transformers.LlamaConfig(**common, **deep, **more)
     elif kind == "gpt2":
-        config = transformers.GPT2Config(
-            n_embd=hidden, n_layer=2, n_head=2, n_positions=128, initializer_range=0.3, **common
-        )
+        sizes = {"n_embd": hidden, "n_layer": 2, "n_head": 2, "n_positions": 128}
+        config = transformers.GPT2Config(**common, **sizes, initializer_range=0.3)
     else:
-        config = transformers.OPTConfig(
-            hidden_size=hidden,
-            word_embed_proj_dim=hidden,
-            ffn_dim=2 * hidden,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=128,
-            init_std=0.3,
-            **common,
-        )
+        more = {"ffn_dim": 2 * hidden, "word_embed_proj_dim": hidden, "init_std": 0.3}
+        config = transformers.OPTConfig(**common, **deep, **more)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)

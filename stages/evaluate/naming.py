@@ -22,7 +22,9 @@ class Namer:
     def __init__(self, names: Iterable[str]) -> None:
         """`names` are all the objects of the index, with or without article."""
         ordered = sorted({bare(name) for name in names if name}, key=lambda name: (-len(name), name))
-        self._pattern = re.compile(r"\b(" + "|".join(re.escape(name) for name in ordered) + r")\b") if ordered else None
+        either = "|".join(re.escape(name) for name in ordered)
+        # Not \b, which fails beside a sign, as in "C++".
+        self._pattern = re.compile(rf"(?<!\w)({either})(?!\w)") if ordered else None
 
     def named(self, description: str) -> list[str]:
         """The names found, in their order."""

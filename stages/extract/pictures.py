@@ -36,11 +36,7 @@ class Transform:
         Raises:
             ValueError: floating-point pixels, whose range nobody knows.
         """
-        picture = _eight_bits(picture)
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            rgba = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        rgb = picture.convert("RGB").resize((self.size, self.size), Image.Resampling.BICUBIC)
+        rgb = as_rgb(picture).resize((self.size, self.size), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(rgb, dtype=np.float32)).permute(2, 0, 1) / 255
         mean, std = torch.tensor(self.mean)[:, None, None], torch.tensor(self.std)[:, None, None]
         return (pixels - mean) / std
@@ -57,6 +53,15 @@ class Transform:
             raise
         except Exception as error:  # a decoder that meets garbage may raise anything
             return f"cannot be decoded: {type(error).__name__}: {error}"[:200]
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """Any picture as the backbone sees it: alpha on white, 16-bit grey scaled to 8. Raises ValueError for floats."""
+    picture = _eight_bits(picture)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return picture.convert("RGB")
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

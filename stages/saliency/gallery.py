@@ -15,6 +15,7 @@ from PIL import Image
 from devil_pipe.stages.common.files import replacing, write_json
 from devil_pipe.stages.common.progress import track
 from devil_pipe.stages.evaluate.run import Trained
+from devil_pipe.stages.extract.pictures import as_rgb
 from devil_pipe.stages.prepare.index import read_mask, read_picture
 from devil_pipe.stages.saliency.config import SaliencyConfig
 from devil_pipe.stages.saliency.likelihood import LikelihoodMaps
@@ -34,8 +35,8 @@ def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: 
     for number, row in enumerate(track(rows, "gallery", unit="pictures")):
         random = np.random.default_rng([config.seed, row])
         entry = trained.index[row]
-        picture = Image.open(io.BytesIO(read_picture(entry, config.data_dir))).convert("RGB")
-        shown = folder / "gallery" / f"{_safe(entry['key'])}.png"
+        picture = as_rgb(Image.open(io.BytesIO(read_picture(entry, config.data_dir))))
+        shown = folder / "gallery" / f"{number:03d}-{_safe(entry['key'])}.png"
         with replacing(shown) as partial:
             picture.save(partial, format="PNG", optimize=True)
         markers = _markers(entry, config.data_dir, random)
@@ -71,7 +72,7 @@ def _overlays(folder: Path, item: dict[str, Any], arrays: dict[str, np.ndarray],
         picture = opened.convert("RGB")
     for place, query in enumerate(item["queries"]):
         for layer, values in arrays.items():
-            path = folder / "overlays" / f"{_safe(item['key'])}-{place}-{_safe(layer)}.png"
+            path = folder / "overlays" / f"{Path(item['picture']).stem}-{place}-{_safe(layer)}.png"
             draw(values[place], picture, scale, path)
             query["maps"][layer] = {
                 "overlay": str(path.relative_to(folder)),

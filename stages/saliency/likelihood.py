@@ -26,7 +26,8 @@ class LikelihoodMaps:
         maps = maps.reshape(layer.height, layer.width, layer.channels)
         if not 0 < self.grid < max(layer.height, layer.width):
             return maps
-        pooled = nn.functional.adaptive_avg_pool2d(maps.permute(2, 0, 1), (self.grid, self.grid))
+        size = (min(layer.height, self.grid), min(layer.width, self.grid))
+        pooled = nn.functional.adaptive_avg_pool2d(maps.permute(2, 0, 1), size)
         return pooled.permute(1, 2, 0)
 
     def prefixes(self, layer: LayerSpec, vectors: Float[Tensor, "count channels"]) -> Float[Tensor, "count _ _"]:

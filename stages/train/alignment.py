@@ -44,18 +44,19 @@ class Alignment:
         return torch.tensor(filled, device=self.codes.device)
 
     def loss(
-        self, prefix: Float[Tensor, "batch queries width"], captions: Sequence[Sequence[int]]
+        self, prefix: Float[Tensor, "batch queries width"], captions: Sequence[Sequence[int]], done: float = 1.0
     ) -> Float[Tensor, ""]:
-        """Cross-entropy, plus `pull` · (1 − cosine to the right code).
+        """Cross-entropy, plus `pull` · (1 − cosine to the right code) once the share `done` of the phase is over.
 
         The cross-entropy is content with the right code being the nearest; the language model reads the prefix itself,
-        and only a prefix that lies close to the code is read as that token.
+        and only a prefix that lies close to the code is read as that token. From the start on, the pull would hinder
+        the learning of which code is right; hence `pull_from`.
         """
         targets = self.targets(captions)
         unit = nn.functional.normalize(prefix.float(), dim=-1)
         cosines = unit @ self.codes.T
         loss = nn.functional.cross_entropy((self.config.scale * cosines).flatten(0, 1), targets.flatten())
-        if self.config.pull:
+        if self.config.pull and done >= self.config.pull_from:
             loss = loss + self.config.pull * (1 - cosines.gather(2, targets[..., None])).mean()
         return loss
 

@@ -55,6 +55,7 @@ class WarmupConfig(_Section):
     phase: PhaseConfig = PhaseConfig(steps=0)
     scale: float = Field(20.0, gt=0, description="the cosine's factor in the softmax over the captions' tokens")
     pull: float = Field(0.0, ge=0, description="weight of 1 − cosine to the right token's embedding")
+    pull_from: float = Field(0.0, ge=0, le=1, description="share of the phase after which the pull acts")
     keep: float = Field(0.0, ge=0, description="weight of the alignment loss beside the ordinary one afterwards")
 
     @model_validator(mode="after")

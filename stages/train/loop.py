@@ -37,7 +37,7 @@ class Parts:
 
 
 def learning_rate(phase: PhaseConfig, step: int) -> float:
-    """Linear warm-up from 0, then linear decay to the minimum at the last step."""
+    """Linear warm-up from 0, then linear decay towards 0 at the last step, never below the minimum."""
     if step < phase.warmup_steps:
         return phase.lr * (step + 1) / phase.warmup_steps
     left = (phase.steps - step) / max(phase.steps - phase.warmup_steps, 1)
@@ -102,19 +102,25 @@ class Loop:
                     group["lr"] = learning_rate(phase, step)
                 if parts.config.language_model_dropout:  # the one thing random in a step: from (seed, step) as well
                     _seed_step(parts.config.seed, step, parts.accelerator.process_index)
-                loss = self._step(name, phase, model, optimizer, batch)
+                loss = self._step(name, phase, model, optimizer, batch, step)
                 shown.advance(note=f"loss {loss:.3f}" if step % parts.config.runtime.log_every == 0 else "")
                 self._after(name, phase, step + 1, loss, learning_rate(phase, step), optimizer)
 
     def _step(
-        self, name: str, phase: PhaseConfig, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
+        self,
+        name: str,
+        phase: PhaseConfig,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batch: Batch,
+        step: int,
     ) -> float:
         parts = self.parts
         device = parts.accelerator.device
         prefix = model([item.to(device) for item in batch.features], batch.keep.to(device))
         if name == "alignment":
             assert parts.alignment is not None
-            loss = shown = parts.alignment.loss(prefix, batch.captions)
+            loss = shown = parts.alignment.loss(prefix, batch.captions, step / phase.steps)
         else:
             summed, counts = parts.language_model.token_losses(prefix, batch.captions)
             loss = shown = summed.sum() / counts.sum()

@@ -261,6 +261,7 @@ def test_a_stop_by_hand_says_how_to_go_on(project: Path, monkeypatch: pytest.Mon
 SOURCE = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_presets_have_the_papers_sizes_without_weights_or_network(project: Path) -> None:
     """88 M with OPT and 40 M with GPT2 (supplementary, appendix A); any connection would be an error."""
     script = """if True:

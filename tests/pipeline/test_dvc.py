@@ -6,6 +6,8 @@ import copy
 import json
 import re
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,16 @@ def repro(folder: Path, *targets: str) -> list[str]:
     done = command(folder, "dvc", "repro", *targets)
     assert done.returncode == 0, done.stdout + done.stderr
     return re.findall(r"Running stage '(.+?)'", done.stdout)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where Python may keep no compiled modules, every stage of every `dvc repro` would compile PyTorch anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.dont_write_bytecode:
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
+        yield
 
 
 @pytest.fixture(scope="module")

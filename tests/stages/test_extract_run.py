@@ -92,7 +92,7 @@ def test_speed_changes_neither_identity_nor_features(tiny_data: Data) -> None:
             np.testing.assert_allclose(one, two, rtol=2e-3, atol=1e-3)
 
 
-def test_a_second_run_computes_nothing_and_another_layer_does(tiny_data: Data, capsys: Any) -> None:
+def test_a_second_run_computes_nothing_and_another_layer_does(tiny_data: Data) -> None:
     data = tiny_data(count=5)
     run(config(data))
     store = data.parents[1] / "store"
@@ -150,8 +150,8 @@ def test_wrong_names_and_sizes(tiny_data: Data) -> None:
         run(config(data, backbone="vgg"))
     with pytest.raises(UsageError, match="layers: effnet_lite0 has s2, s4, s8, s16, s32, got 's64'"):
         run(config(data, layers=("s64",)))
-    with pytest.raises(InputError, match="shard_rows|expected 3 rows a shard, found 4"):
-        run(config(data))
+    run(config(data))
+    with pytest.raises(InputError, match="expected 3 rows a shard, found 4"):
         run(config(data, shard_rows=3))
 
 

@@ -59,6 +59,18 @@ def test_loss_of_prefixes_that_know_nothing() -> None:
     assert float(alignment(pull=2.5).loss(prefix, CAPTIONS)) == pytest.approx(math.log(len(USED)) + 2.5, abs=1e-6)
 
 
+def test_the_pull_waits_for_its_share_of_the_phase() -> None:
+    """Half-right prefixes: the pull adds 2 · (1 − cosine), from 60 % of the phase on."""
+    phase = PhaseConfig(steps=1)
+    config = WarmupConfig(kind="alignment", phase=phase, pull=2.0, pull_from=0.6)
+    made = Alignment(config, torch.eye(WIDTH), CAPTIONS, EOS, QUERIES)
+    prefix = perfect(CAPTIONS) + torch.eye(WIDTH)[0]  # cosine 1 / √2 to the right code
+    bare = float(alignment().loss(prefix, CAPTIONS))
+    assert float(made.loss(prefix, CAPTIONS, 0.59)) == pytest.approx(bare)
+    assert float(made.loss(prefix, CAPTIONS, 0.6)) == pytest.approx(bare + 2 * (1 - 0.5**0.5), rel=1e-5)
+    assert float(made.loss(prefix, CAPTIONS)) == pytest.approx(bare + 2 * (1 - 0.5**0.5), rel=1e-5)
+
+
 def test_loss_of_any_prefix_is_a_slow_loop() -> None:
     torch.manual_seed(0)
     rows, prefix = torch.randn(WIDTH, 6), torch.randn(len(CAPTIONS), QUERIES, 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def ranges(batches: list[np.ndarray]) -> list[tuple[int, int]]:
 def test_a_window_as_wide_as_the_data_sorts_it_all() -> None:
     """Sorted by length, one batch ends where the next one begins."""
     found = ranges(epoch_order(LENGTHS, 8, 1000, seed=0, epoch=0))
-    assert all(one[1] <= other[0] for one, other in zip(found, found[1:], strict=False))
+    assert all(one[1] <= other[0] for one, other in pairwise(found))
 
 
 def test_wider_windows_need_less_padding() -> None:

@@ -36,7 +36,8 @@ def test_ten_kills_change_no_byte(root: Path) -> None:
     chance = random.Random(20231123)
     goals = sorted(chance.sample(range(STEPS - 2), KILLS))
     log = root / "runs" / "killed" / "train" / "log.jsonl"
-    imports = ("devil_pipe.stages.train.run", "transformers.models.llama.modeling_llama")
+    imports = ("devil_pipe.pipeline.config", "devil_pipe.stages.train.run", "pandas")
+    imports += ("pyarrow.dataset", "transformers.convert_slow_tokenizer", "transformers.models.llama.modeling_llama")
     with Commands(imports) as commands:
         assert commands.run(root, "train", "calm")[0] == 0
         codes = [

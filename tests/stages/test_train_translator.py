@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from devil_pipe.stages.train.config import TranslatorConfig
+from devil_pipe.stages.train.config import PhaseConfig, TranslatorConfig
 from devil_pipe.stages.train.loop import make_optimizer, translate
-from devil_pipe.stages.train.config import PhaseConfig
 from devil_pipe.stages.train.translator import Translator, planned_parameters, trainable_parameters
 
 SMALL = TranslatorConfig(layers=2, width=12, heads=3, feedforward=20, queries=4)
@@ -166,6 +165,15 @@ def test_translate_looks_at_the_layers_it_is_told_to() -> None:
     made = small().eval()
     found = translate(made, features(), [1], device=torch.device("cpu"))
     assert torch.allclose(found.double(), by_hand(made, features(), keeping(1)), atol=1e-4)
+
+
+def test_the_gradient_reaches_every_part_but_a_dropped_layers() -> None:
+    made = small()
+    made(features(), keeping(0, 2)).pow(2).sum().backward()
+    silent = {name for name, value in made.named_parameters() if value.grad is None or not value.grad.any()}
+    assert silent == {"project.1.weight", "project.1.bias"}
+    assert made.layer_embedding.grad is not None
+    assert made.layer_embedding.grad.abs().sum(dim=1).bool().tolist() == [True, False, True]
 
 
 def test_prefix_norm_is_every_prefix_tokens_length() -> None:
