@@ -8,6 +8,8 @@ UV := $(BIN)/uv
 export PATH := $(abspath $(BIN)):$(PATH)
 export VIRTUAL_ENV := $(abspath $(VENV))
 export DVC_NO_ANALYTICS := 1
+# Without compiled modules every command would compile PyTorch and its kin anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup assets demo test check types-links wheel-test bench lock clean
 

@@ -19,7 +19,7 @@ from ..tiny import language_model
 SOURCE = Path(__file__).resolve().parents[2]
 DATA, STORE, RUN, OTHER = "squares", "squares-lite", "first", "second"
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220)}
-SPLITS = ["train"] * 5 + ["val", "test", "test_novel"]
+SPLITS = ["train"] * 5 + ["val", "test", "test"]
 COUNT = 24
 STAGES = ("train", "evaluate", "saliency", "report")
 PHASE = {"batch_size": 4, "lr": 0.001, "min_lr": 0.0001, "warmup_steps": 1}
