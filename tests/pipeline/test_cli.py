@@ -111,7 +111,7 @@ def test_every_command_has_an_example_of_itself(project: Path, command: str) -> 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_example_is_a_command_that_exists(project: Path, command: str) -> None:
-    """Each option of the example is one of the command's, and each name that of a shipped configuration."""
+    """Each option of the example is one of the command's."""
     text = words_of(call(command, "--help").output)
     options, _, examples = text.partition("Example: ")
     for example in examples.split(";"):

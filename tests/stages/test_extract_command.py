@@ -91,17 +91,20 @@ def undisturbed(commands: Commands, project: Path) -> tuple[dict[str, bytes], fl
 def test_killed_at_ten_points_it_goes_on_and_ends_in_the_same_bytes(commands: Commands, project: Path) -> None:
     whole, took = undisturbed(commands, project)
     store = project / "stores/tiny"
-    draw, killed_with, committed, lives = random.Random(0), [], 0, 1
+    draw, committed, lives = random.Random(0), 0, 1
+    killed_with: list[int] = []
+    goals = sorted(draw.sample(range(11), 10))
 
     def has_gone_on() -> bool:
-        """It writes: the first files of a new store are there, or a shard that was not there before."""
-        if committed == 0:
+        """It writes, and has come to the point where this life is to end: a number of shards, whatever the speed."""
+        if goal == 0:
             return any(store.glob("*/zarr.json"))
-        return len(list(store.glob("*/commits/0*.json"))) > committed
+        return len(list(store.glob("*/commits/0*.json"))) >= goal
 
     for _ in range(60):
         last = len(killed_with) == 10
-        after = None if last else took * draw.uniform(0, 0.6)
+        goal = 0 if last else goals[len(killed_with)]
+        after = None if last else took / 12 * draw.uniform(0, 1)
         code, said = commands.run(project, "extract", "tiny", kill_after=after, counted_from=has_gone_on)
         now = check_what_counts(store, whole)
         assert now >= committed, "a committed shard was lost"
@@ -117,7 +120,7 @@ def test_killed_at_ten_points_it_goes_on_and_ends_in_the_same_bytes(commands: Co
         if last:
             break
         shutil.rmtree(store)
-        committed, lives = 0, lives + 1
+        committed, lives, took = 0, lives + 1, took * 0.8  # on a machine that got faster, kill earlier
     assert len(killed_with) == 10, f"finished {lives} times before it was killed ten times"
     assert len({count for count in killed_with if count < 12}) > 2, "the kills came at one and the same point"
 
