@@ -48,7 +48,7 @@ def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: 
                 "key": entry["key"],
                 "split": entry["split"],
                 "object": entry["object"],
-                "scene": entry["scene"],
+                "scene": scene_words(entry),
                 "reference": entry["captions"][0],
                 "picture": str(shown.relative_to(folder)),
                 "markers": markers,
@@ -115,9 +115,18 @@ def _place(mask: np.ndarray, random: np.random.Generator) -> tuple[float, float]
     return (columns[chosen] + 0.5) / width, (rows[chosen] + 0.5) / height
 
 
+def scene_words(entry: dict[str, Any]) -> str:
+    """The scene in the caption's own words: what stands behind the object's name, from its last article on."""
+    caption, name = entry["captions"][0], entry["object"]
+    if not name or not caption.startswith(name):
+        return ""
+    tail = caption.removeprefix(name).strip()
+    return re.sub(r"^.*\b(?=(?:an?|the) )", "", tail)
+
+
 def _queries(entry: dict[str, Any], objects: Sequence[str], random: np.random.Generator) -> list[tuple[str, bool]]:
     """Words of the caption (object and scene where known, else the caption), and an object that is not there."""
-    present = [text for text in (entry["object"], entry["scene"]) if text] or [entry["captions"][0]]
+    present = [text for text in (entry["object"], scene_words(entry)) if text] or [entry["captions"][0]]
     absent = [name for name in objects if name != entry["object"]]
     return [(text, True) for text in present] + ([(absent[int(random.integers(len(absent)))], False)] if absent else [])
 
