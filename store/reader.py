@@ -1,6 +1,6 @@
 """Reading a store: rows in any order, through a memory map of each shard.
 
-A memory map reads about twenty times as many random rows a second as zarr-python's own indexing.
+A memory map reads about fourteen times as many random rows a second as zarr-python (benchmarks/reading.py).
 The files are plain Zarr v3 all the same, and `zarr.open` reads them identically (tested).
 """
 
