@@ -49,8 +49,8 @@ class Alignment:
         """Cross-entropy, plus `pull` · (1 − cosine to the right code) once the share `done` of the phase is over.
 
         The cross-entropy is content with the right code being the nearest; the language model reads the prefix itself,
-        and only a prefix that lies close to the code is read as that token. From the start on, the pull would hinder
-        the learning of which code is right; hence `pull_from`.
+        and only a prefix that lies close to the code is read as that token. `pull_from` lets the
+        translator first learn which code is right (tried on one seed only, not in isolation).
         """
         targets = self.targets(captions)
         unit = nn.functional.normalize(prefix.float(), dim=-1)
