@@ -6,44 +6,81 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+LOAD_BEFORE = os.getloadavg()
 
 
 def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way in each round; a noisy minute hits all of them."""
+    """Seconds of each way in each round: a noisy minute hits all of them, and no way always follows the same one."""
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
+    names = list(ways)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             begun = time.perf_counter()
-            way()
+            ways[name]()
             seconds[name].append(time.perf_counter() - begun)
     return seconds
 
 
-def report(name: str, seconds: dict[str, list[float]], base: str, units: float, unit: str, **facts: Any) -> None:
-    """Write results/NAME.json and print the ratio of each way's median to the base's."""
-    medians = {way: statistics.median(values) for way, values in seconds.items()}
-    result = {
-        "benchmark": name,
-        "command": f"python benchmarks/{name}.py",
-        "median_seconds": {way: round(value, 6) for way, value in medians.items()},
-        f"{unit}_per_second": {way: round(units / value, 1) for way, value in medians.items()},
-        "times_faster_than": {base: {way: round(medians[base] / value, 2) for way, value in medians.items()}},
-        "rounds": len(seconds[base]),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **facts,
+def rates(seconds: dict[str, list[float]], base: str, units: float) -> dict[str, dict[str, float]]:
+    """By way: median seconds, units a second, and how many times faster than `base` (median over the rounds)."""
+    return {
+        way: {
+            "median_seconds": round(statistics.median(values), 6),
+            "per_second": round(units / statistics.median(values), 1),
+            "times_as_fast_as_base": round(
+                statistics.median(one / other for one, other in zip(seconds[base], values, strict=True)), 3
+            ),
+        }
+        for way, values in seconds.items()
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def report(name: str, seconds: dict[str, list[float]], base: str, units: float, unit: str, **facts: Any) -> None:
+    """Write results/NAME.json and print each way's rate, and its ratio to the base's, round by round."""
+    found = rates(seconds, base, units)
+    write(name, base=base, unit=unit, ways=found, rounds=len(seconds[base]), **facts)
     told = ", ".join(
-        f"{way} {units / value:,.0f} {unit}/s (×{medians[base] / value:.2f})" for way, value in medians.items()
+        f"{way} {rate['per_second']:,.0f} {unit}/s (×{rate['times_as_fast_as_base']:.2f})"
+        for way, rate in found.items()
     )
     print(f"{name}: {told}")
+
+
+def write(name: str, **facts: Any) -> None:
+    """Write results/NAME.json with the machine's facts, and how busy it was before and after."""
+    result = {"benchmark": name, "command": f"python benchmarks/{name}.py", **machine(), **facts}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    """What a reader of the figures has to know of the machine."""
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "load_before": [round(value, 2) for value in LOAD_BEFORE],
+        "load_after": [round(value, 2) for value in os.getloadavg()],
+    }
+    if (torch := sys.modules.get("torch")) is not None:
+        facts |= {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

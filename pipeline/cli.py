@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from devil_pipe.pipeline.cli_store import store_app
+from devil_pipe.pipeline.plainly import example, plainly
 
 app = typer.Typer(
     name="devil-pipe",
@@ -22,42 +24,9 @@ app = typer.Typer(
     epilog="The whole chain: [bold]make demo[/bold], or [bold]dvc repro[/bold] once the assets are there.",
 )
 
+app.add_typer(store_app)
+
 Name = Annotated[str | None, typer.Argument(help="Name of a file in configs/runs/; by default the pipeline's first.")]
-
-
-# What a person can mend: a full or closed disk, and a file where a folder should be.
-_PLAIN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM, errno.EMFILE}
-_PLAIN |= {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
-
-
-def _example(text: str) -> str:
-    return f"[bold]Example:[/bold] {text}"
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Turn what a person can mend into one line and an exit code; anything else keeps its traceback."""
-    from devil_pipe.store.errors import InputError, UsageError
-
-    try:
-        yield
-    except UsageError as error:
-        _fail(str(error), 2)
-    except InputError as error:
-        _fail(str(error), 1)
-    except OSError as error:
-        if error.errno not in _PLAIN:
-            raise
-        _fail(f"{error.filename or 'disk'}: {error.strerror}; what was committed before is kept", 1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where it was", 130)
-
-
-def _fail(message: str, code: int) -> None:
-    from devil_pipe.stages.common.progress import fail
-
-    fail(message)
-    raise typer.Exit(code)
 
 
 def _show_version(wanted: bool) -> None:
@@ -79,12 +48,12 @@ def _common(
     speak(Mode.JSON_LINES if log_json else Mode.QUIET if quiet else Mode.HUMAN)
 
 
-@app.command(epilog=_example("devil-pipe assets"))
+@app.command(epilog=example("devil-pipe assets"))
 def assets(
     names: Annotated[list[str] | None, typer.Argument(help="Which; by default all that the demo needs.")] = None,
 ) -> None:
     """Fetch the demo's weights and pictures into a cache outside the project, checked by hash."""
-    with _plainly():
+    with plainly():
         from devil_pipe.stages.common.assets import cache_dir, fetch
         from devil_pipe.stages.common.progress import log
 
@@ -92,7 +61,7 @@ def assets(
         log(f"assets are in {cache_dir()}")
 
 
-@app.command(epilog=_example("devil-pipe prepare mine --folder ~/pictures --captions captions.csv"))
+@app.command(epilog=example("devil-pipe prepare mine --folder ~/pictures --captions captions.csv"))
 def prepare(
     name: Annotated[str | None, typer.Argument(help="Name of a file in configs/data/, or a new one.")] = None,
     folder: Annotated[Path | None, typer.Option(help="A folder of pictures, instead of a configuration.")] = None,
@@ -100,7 +69,7 @@ def prepare(
     shards: Annotated[Path | None, typer.Option(help="A folder of img2dataset's webdataset shards (CC3M).")] = None,
 ) -> None:
     """Index pictures and captions: one row a picture, also for broken ones, with the reason."""
-    with _plainly():
+    with plainly():
         from devil_pipe.pipeline import config
         from devil_pipe.stages.prepare.run import run
         from devil_pipe.store.errors import UsageError
@@ -140,7 +109,7 @@ def _kept(kind: str, name: str, values: dict[str, Any]) -> Iterator[None]:
         log(f"wrote {path}")
 
 
-@app.command(epilog=_example("devil-pipe extract --backbone clip_rn50 --data demo"))
+@app.command(epilog=example("devil-pipe extract --backbone clip_rn50 --data demo"))
 def extract(
     store: Annotated[str | None, typer.Argument(help="Name of a file in configs/stores/.")] = None,
     backbone: Annotated[str | None, typer.Option(help="A backbone; makes or uses the store DATA-BACKBONE.")] = None,
@@ -149,16 +118,28 @@ def extract(
     layers: Annotated[str | None, typer.Option(help="Names of layers, separated by commas.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in one forward pass.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="float16, uint8, partition:GROUPS or pool:SIDE, also with +zstd.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler; its workers do the work.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how large and how long; writes nothing.")] = False,
+    rows: Annotated[int | None, typer.Option(min=1, help="With --dry-run: as if there were so many pictures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON.")] = False,
 ) -> None:
     """Run a frozen backbone once over the pictures and store the feature maps of its layers."""
-    with _plainly():
+    with plainly():
         from devil_pipe.pipeline import config
         from devil_pipe.store.errors import UsageError
 
-        if store is not None and (backbone or data or weights or layers):
+        if store is not None and (backbone or data or weights or layers or encoding):
             raise UsageError(f"a named store is made as configs/stores/{store}.yaml says; edit it, or use --backbone")
-        if store is None and backbone is None and (data or weights or layers):
-            raise UsageError("--data, --weights and --layers belong to --backbone")
+        if store is None and backbone is None and (data or weights or layers or encoding):
+            raise UsageError("--data, --weights, --layers and --encoding belong to --backbone")
+        if (rows or as_json) and not dry_run:
+            raise UsageError("--rows and --json belong to --dry-run")
+        if workers and scheduler:
+            raise UsageError("expected --workers (processes here) or --scheduler (a cluster's), got both")
         from devil_pipe.stages.extract.backbones import spec
         from devil_pipe.stages.extract.layers import choose
 
@@ -167,38 +148,50 @@ def extract(
             chosen = store or config.first("stores")
         else:
             spec(backbone)
-            chosen, values = _new_store(backbone, data or config.first("data"), weights, layers)
-        with _kept("stores", chosen, values):
-            loaded = config.load_store(chosen)
+            chosen, values = _new_store(backbone, data or config.first("data"), weights, layers, encoding)
+        with _kept("stores", chosen, {} if dry_run else values):
+            loaded = config.load_store(chosen, values if dry_run and values else None)
             try:
                 choose(spec(loaded.backbone), loaded.layers)
             except UsageError as error:
                 raise UsageError(f"{config.CONFIGS}/stores/{chosen}.yaml: {error}" if store else str(error)) from None
-            speed = {key: value for key, value in (("batch_size", batch_size), ("device", device)) if value is not None}
+            given = {"batch_size": batch_size, "device": device, "workers": workers, "scheduler": scheduler}
+            speed = {key: value for key, value in given.items() if value is not None}
+            wanted = loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=speed)})
+            if dry_run:
+                from devil_pipe.stages.extract.estimate import estimate
+
+                typer.echo(estimate(wanted, rows).text(as_json))
+                return
             from devil_pipe.stages.extract.run import run
 
-            run(loaded.model_copy(update={"runtime": loaded.runtime.model_copy(update=speed)}))
+            run(wanted)
 
 
-def _new_store(backbone: str, data: str, weights: str | None, layers: str | None) -> tuple[str, dict[str, Any]]:
+def _new_store(
+    backbone: str, data: str, weights: str | None, layers: str | None, encoding: str | None
+) -> tuple[str, dict[str, Any]]:
     """The store's name for a backbone given on the command line, and what its configuration must say."""
     from devil_pipe.pipeline.config import CONFIGS, store_values
 
     chosen = [item.strip() for item in (layers or "").split(",") if item.strip()]
-    name = "-".join([data, backbone, *(["random"] if weights == "random" else []), *chosen])
-    if weights is None and layers is None and (CONFIGS / "stores" / f"{name}.yaml").exists():
+    parts = [data, backbone, *(["random"] if weights == "random" else []), *chosen]
+    name = "-".join([*parts, *([encoding.replace(":", "")] if encoding else [])])
+    if weights is None and layers is None and encoding is None and (CONFIGS / "stores" / f"{name}.yaml").exists():
         return name, {}
-    return name, store_values(data=data, backbone=backbone, weights=weights or "auto", layers=chosen)
+    return name, store_values(
+        data=data, backbone=backbone, weights=weights or "auto", layers=chosen, encoding=encoding or "float16"
+    )
 
 
-@app.command(epilog=_example("devil-pipe train demo; devil-pipe train cc3m-clip_rn50-opt --dry-run --json"))
+@app.command(epilog=example("devil-pipe train demo; devil-pipe train cc3m-clip_rn50-opt --dry-run --json"))
 def train(
     run: Name = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; needs no weights.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON.")] = False,
 ) -> None:
     """Train the translator from a feature store; a stopped run goes on where it was."""
-    with _plainly():
+    with plainly():
         chosen = _open(run)
         if dry_run:
             from devil_pipe.pipeline.plan import plan
@@ -217,28 +210,28 @@ def _open(name: str | None) -> Any:
     return config.Run(name or config.first("runs"))
 
 
-@app.command(epilog=_example("devil-pipe evaluate demo"))
+@app.command(epilog=example("devil-pipe evaluate demo"))
 def evaluate(run: Name = None) -> None:
     """Describe every test picture, score the descriptions, and set null controls beside each score."""
-    with _plainly():
+    with plainly():
         from devil_pipe.stages.evaluate.run import run as work
 
         work(_open(run).evaluate)
 
 
-@app.command(epilog=_example("devil-pipe saliency demo"))
+@app.command(epilog=example("devil-pipe saliency demo"))
 def saliency(run: Name = None) -> None:
     """Draw where a query is likelier than without looking, and score the maps against masks."""
-    with _plainly():
+    with plainly():
         from devil_pipe.stages.saliency.run import run as work
 
         work(_open(run).saliency)
 
 
-@app.command(epilog=_example("devil-pipe report demo"))
+@app.command(epilog=example("devil-pipe report demo"))
 def report(run: Name = None) -> None:
     """Write the page of a finished run, and its metrics.json."""
-    with _plainly():
+    with plainly():
         from devil_pipe.pipeline.report.run import run as work
 
         work(_open(run).report)

@@ -174,10 +174,10 @@ def load_data(name: str) -> PrepareConfig:
     return validate(PrepareConfig, {**_read(path), "name": name, "out": DATA / name}, path)
 
 
-def load_store(name: str, overrides: dict[str, Any] | None = None) -> ExtractConfig:
-    """The extract stage of configs/stores/NAME.yaml, with some keys replaced."""
+def load_store(name: str, values: dict[str, Any] | None = None) -> ExtractConfig:
+    """The extract stage of configs/stores/NAME.yaml; `values` stand for a file that is not written (a dry run's)."""
     path = _file("stores", name)
-    values = {**_read(path), **(overrides or {})}
+    values = _read(path) if values is None else values
     paths = {"name": name, "data_dir": DATA / str(values.get("data")), "out": STORES / name}
     config = validate(ExtractConfig, {**values, **paths}, path)
     _file("data", config.data, f"{path}: data: ")
@@ -196,7 +196,7 @@ class Run:
         _agrees("runs", name, "store", self.file.store, self.path)
         self.store = load_store(self.file.store)
         common = {"run": name, "seed": self.file.seed, "out": RUNS / name}
-        common |= {"store": self.store.out, "data_dir": self.store.data_dir}
+        common |= {"store": self.store.location, "data_dir": self.store.data_dir}
         self.train = self._stage(TrainConfig, "train", common, self.file.runtime.train)
         self.evaluate = self._stage(EvaluateConfig, "evaluate", common, self.file.runtime.evaluate)
         self.saliency = self._stage(SaliencyConfig, "saliency", common, self.file.runtime.saliency)

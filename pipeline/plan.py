@@ -20,7 +20,7 @@ def plan(run: Run) -> dict[str, Any]:
         "run": run.name,
         "trainable_parameters": planned_parameters(run.train.translator, channels, width),
         "layers": {layer.name: f"{layer.channels}×{layer.height}×{layer.width}" for layer in layers},
-        "bytes_per_picture": sum(layer.chunk_bytes for layer in layers),
+        "bytes_per_picture": sum(array.chunk_bytes for layer in layers for array in layer.arrays(run.store.stored_as)),
         "language_model": run.train.language_model,
         "warmup": run.train.warmup.kind,
         "steps": {"alignment": run.train.warmup.phase.steps, "language": run.train.phase.steps},

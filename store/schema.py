@@ -1,4 +1,4 @@
-"""The store's layout as data: what makes two stores the same, and where each byte of a shard lies.
+"""The store's records: what makes two stores the same, how maps are encoded, and what is known of each shard.
 
 Normative text: `SPEC.md` beside this file.
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from devil_pipe.store.errors import InputError
 
-SCHEMA_VERSION: Literal["1.0"] = "1.0"
-CRC_BYTES = 4
-INDEX_ENTRY_BYTES = 16  # offset and length of a chunk, two little-endian uint64
-MISSING = 2**64 - 1  # Zarr's mark for a chunk that was never written
+Version = Literal["1.0", "1.1"]
+SCHEMA_VERSION: Version = "1.1"
+_SINCE_1_1 = ("encoding", "compute")
+BOUNDS = ".bounds"
+_ENCODING = re.compile(r"(?:(float16|uint8)|(partition|pool):([1-9][0-9]*))(\+zstd)?")
 
 
 class Record(BaseModel):
@@ -30,10 +32,58 @@ R = TypeVar("R", bound="Record")
 
 
 def _plain_name(name: str) -> str:
-    """A layer's name is a folder's name: one part, no way out of the store."""
+    """A layer's name is a folder's name: one part, no way out of the store, and none of the store's own."""
     if not name or name.startswith(".") or any(sign in name for sign in "/\\\0"):
         raise ValueError(f"expected a name without slashes that starts with no dot, got {name!r}")
+    if name.endswith(BOUNDS) or name in ("key", "valid"):
+        raise ValueError(f"{name!r} is the name of one of the store's own arrays")
     return name
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a feature map is written: all its locations, groups of them, or a coarser grid; the type; the codec."""
+
+    values: Literal["float16", "uint8"]
+    reduce: Literal["none", "partition", "pool"]
+    size: int
+    """Groups of a partition, or side of the pooled grid; 0 otherwise."""
+
+    compressed: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Encoding:
+        """Read `float16`, `uint8`, `partition:GROUPS` or `pool:SIDE`, each also with `+zstd`. Raises ValueError."""
+        found = _ENCODING.fullmatch(text)
+        if not found:
+            raise ValueError(f"expected float16, uint8, partition:GROUPS or pool:SIDE, also with +zstd, got {text!r}")
+        values: Literal["float16", "uint8"] = "uint8" if found[1] == "uint8" else "float16"
+        reduce: Literal["none", "partition", "pool"] = found[2] or "none"  # type: ignore[assignment] # as the pattern has it
+        return cls(values, reduce, int(found[3] or 0), bool(found[4]))
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows a shard where nobody asks for another number: shards of some hundred megabytes."""
+        return 4096 if self.reduce == "partition" else 256
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One Zarr array of the store, [N, *shape]; a chunk is one row."""
+
+    name: str
+    layer: str
+    shape: tuple[int, int]
+    """Places and channels of a row."""
+
+    dtype: Literal["float16", "uint8"]
+    dimensions: tuple[str, str, str]
+    attributes: dict[str, Any]
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one row, uncompressed and without its checksum."""
+        return self.shape[0] * self.shape[1] * (2 if self.dtype == "float16" else 1)
 
 
 class LayerSpec(Record):
@@ -49,29 +99,87 @@ class LayerSpec(Record):
         """H · W."""
         return self.height * self.width
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of one picture's float16 map, without its checksum."""
-        return self.locations * self.channels * 2
+    def grid(self, encoding: Encoding) -> tuple[int, int] | None:
+        """Height and width of what is stored; None where the locations were mixed into groups."""
+        if encoding.reduce == "partition":
+            return None
+        if encoding.reduce == "pool":
+            return min(self.height, encoding.size), min(self.width, encoding.size)
+        return self.height, self.width
+
+    def group_sizes(self, groups: int) -> tuple[int, ...]:
+        """Locations in each group of a partition: as even as can be, the larger ones first."""
+        groups = min(groups, self.locations)
+        least, more = divmod(self.locations, groups)
+        return (least + 1,) * more + (least,) * (groups - more)
+
+    def arrays(self, encoding: Encoding) -> tuple[ArraySpec, ...]:
+        """The arrays of this layer: the values, and the bounds of uint8 values."""
+        places, channels = f"location_{self.name}", f"channel_{self.name}"
+        attributes: dict[str, Any] = {"of_grid": [self.height, self.width], "channels": self.channels}
+        grid = self.grid(encoding)
+        if grid is None:
+            sizes = self.group_sizes(encoding.size)
+            places = f"group_{self.name}"
+            attributes |= {"kind": "partition", "group_sizes": list(sizes)}
+            count = len(sizes)
+        else:
+            attributes |= {"kind": "pool" if encoding.reduce == "pool" else "map", "grid": list(grid)}
+            count = grid[0] * grid[1]
+        shape = (count, self.channels)
+        dimensions = ("row", places, channels)
+        values = ArraySpec(self.name, self.name, shape, encoding.values, dimensions, attributes)
+        if encoding.values != "uint8":
+            return (values,)
+        name = self.name + BOUNDS
+        bounds = {"kind": "bounds", "of": self.name, "rule": "low + value * (high - low) / 255"}
+        return values, ArraySpec(name, self.name, (2, self.channels), "float16", ("row", "bound", channels), bounds)
 
 
 class Identity(Record):
     """All that decides what the features are. Two stores with one digest hold the same numbers."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Version = SCHEMA_VERSION
     backbone: str
     weights: str = Field(description="digest of the weights, or random:SEED")
     layers: tuple[LayerSpec, ...] = Field(min_length=1)
     transform: dict[str, Any]
-    dtype: Literal["float16"] = "float16"
+    dtype: Literal["float16", "uint8"] = "float16"
+    encoding: str = Field("float16", description="how the maps are written")
+    compute: Literal["float32", "bfloat16", "float16"] = Field("float32", description="the backbone's arithmetic")
     index: str = Field(description="digest of the picture index")
     rows: int = Field(gt=0, description="N, one row a picture of the index")
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Identity:
+        if self.dtype != Encoding.parse(self.encoding).values:
+            raise ValueError(f"dtype: expected that of encoding {self.encoding!r}, got {self.dtype!r}")
+        if len({layer.name for layer in self.layers}) < len(self.layers):
+            raise ValueError("layers: expected names that differ")
+        if self.schema_version == "1.0" and (self.encoding, self.compute) != ("float16", "float32"):
+            raise ValueError("schema 1.0 knows float16 maps of float32 arithmetic alone")
+        return self
+
+    def fields(self) -> dict[str, Any]:
+        """The record as its schema version has it, ready for JSON."""
+        values = self.model_dump(mode="json")
+        return {key: value for key, value in values.items() if self.schema_version != "1.0" or key not in _SINCE_1_1}
 
     @property
     def digest(self) -> str:
         """Hex SHA-256 over the sorted JSON of this record."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.fields(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def stored_as(self) -> Encoding:
+        """The encoding, taken apart."""
+        return Encoding.parse(self.encoding)
+
+    @property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """Every array of the store, the layers in order."""
+        return tuple(array for layer in self.layers for array in layer.arrays(self.stored_as))
 
     def layer(self, name: str) -> LayerSpec:
         """The layer of that name. Raises InputError with the names there are."""
@@ -101,16 +209,42 @@ class ShardRecord(Record):
     start: int = Field(ge=0)
     stop: int = Field(gt=0)
     invalid: dict[int, str] = Field(description="row → why it has no features")
-    files: dict[str, FileRecord] = Field(description="layer → its shard file")
+    files: dict[str, FileRecord] = Field(description="array → its shard file")
 
 
 class Manifest(Record):
     """The store as committed: identity and shards. Free of time stamps, so equal content is equal bytes."""
 
     identity: Identity
-    shard_rows: int
+    shard_rows: int = Field(gt=0)
     folder: str = Field(description="where the arrays lie, beside the manifest")
     shards: tuple[ShardRecord, ...]
+    rows: dict[str, FileRecord] = Field({}, description="the arrays `key` and `valid` → their file")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Manifest:
+        """A reader finds files by these fields alone, so they have to fit together."""
+        if self.folder != self.identity.digest[:12]:
+            raise ValueError(f"folder: expected {self.identity.digest[:12]}, after the identity, got {self.folder!r}")
+        ranges = shard_ranges(self.identity.rows, self.shard_rows)
+        if [(shard.shard, shard.start, shard.stop) for shard in self.shards] != [
+            (number, rows.start, rows.stop) for number, rows in enumerate(ranges)
+        ]:
+            raise ValueError(f"shards: expected {len(ranges)} that hold rows 0 to {self.identity.rows - 1} in order")
+        names = {array.name for array in self.identity.arrays}
+        for shard in self.shards:
+            if set(shard.files) != names:
+                raise ValueError(f"shard {shard.shard}: expected files of {sorted(names)}, got {sorted(shard.files)}")
+            if any(not shard.start <= row < shard.stop for row in shard.invalid):
+                raise ValueError(f"shard {shard.shard}: names rows without features that are not its own")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """The manifest as its schema version has it, ready for JSON."""
+        values = {**self.model_dump(mode="json"), "identity": self.identity.fields()}
+        if self.identity.schema_version == "1.0":
+            values.pop("rows")
+        return values
 
     @property
     def invalid(self) -> dict[int, str]:
@@ -118,48 +252,20 @@ class Manifest(Record):
         return {row: why for shard in self.shards for row, why in shard.invalid.items()}
 
 
-def read_record(kind: type[R], path: Path) -> R:
-    """Read a JSON record; InputError names the file and every key that is wrong."""
+def parse_record(kind: type[R], content: bytes, source: str) -> R:
+    """Read a JSON record; InputError names the source and every key that is wrong."""
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: expected a {kind.__name__.lower()}, found no such file") from None
+        return kind.model_validate_json(content)
     except (UnicodeDecodeError, ValidationError) as error:
-        raise InputError(f"{path}: expected a {kind.__name__.lower()} of schema {SCHEMA_VERSION}: {error}") from error
+        what = f"{source}: expected a {kind.__name__.lower()} of schema {' or '.join(Version.__args__)}"  # type: ignore[attr-defined]
+        raise InputError(f"{what}: {error}") from error
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as JSON: sorted keys, UTF-8, a newline at its end."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def shard_ranges(rows: int, shard_rows: int) -> list[range]:
     """The row range of each shard, the last one cut at N."""
     return [range(start, min(start + shard_rows, rows)) for start in range(0, rows, shard_rows)]
-
-
-def shard_file(store: Path, layer: str, shard: int) -> Path:
-    """Where Zarr's default chunk keys put the shard of an [N, HW, C] array."""
-    return store / layer / "c" / str(shard) / "0" / "0"
-
-
-def array_metadata(layer: LayerSpec, rows: int, shard_rows: int) -> dict[str, Any]:
-    """The `zarr.json` of one layer's array: [N, HW, C], one picture a chunk, `shard_rows` chunks a shard."""
-    crc = {"name": "crc32c"}
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    sharding = {
-        "chunk_shape": [1, layer.locations, layer.channels],
-        "codecs": [little, crc],
-        "index_codecs": [little, crc],
-        "index_location": "end",
-    }
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [rows, layer.locations, layer.channels],
-        "data_type": "float16",
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": [shard_rows, layer.locations, layer.channels]},
-        },
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN",
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        "dimension_names": ["row", "location", "channel"],
-        "attributes": {"grid": [layer.height, layer.width], "channels": layer.channels},
-    }

@@ -1,97 +1,136 @@
 """Writing a store: whole shards, each committed at once.
 
-A shard is written under a temporary name, flushed to the disk, then linked into place; its marker comes last.
-A shard without a marker does not exist for a reader, so a crash at any moment costs at most that shard.
-Layout and reasons: `SPEC.md`.
+A shard's files are put in place whole; its marker comes last. A shard without a marker does not exist for a reader,
+so a crash at any moment costs at most that shard. Layout and reasons: `SPEC.md`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
 
-import google_crc32c
 import numpy as np
-from jaxtyping import Float16
 
+from devil_pipe.store import layout
 from devil_pipe.store.errors import InputError
+from devil_pipe.store.place import Root, place
 from devil_pipe.store.schema import (
-    MISSING,
+    SCHEMA_VERSION,
     FileRecord,
     Identity,
-    LayerSpec,
     Manifest,
     ShardRecord,
-    array_metadata,
-    read_record,
-    shard_file,
+    json_bytes,
+    parse_record,
     shard_ranges,
 )
 
-Maps = Float16[np.ndarray, "rows locations channels"]
+MANIFEST = "manifest.json"
 
 
 class StoreWriter:
     """Writes the shards of one store; many writers may share a store if no shard has two of them."""
 
-    def __init__(self, root: Path, identity: Identity, shard_rows: int = 256) -> None:
+    def __init__(self, root: Root, identity: Identity, shard_rows: int | None = None) -> None:
         """Create the store under `root`, or go on with the one of the same identity that lies there.
+
+        Args:
+            root: folder or URL of the manifest.
+            identity: what the features are.
+            shard_rows: rows a shard; None takes what suits the encoding.
 
         Raises:
             InputError: a store of this identity lies there with another number of rows a shard.
         """
-        if shard_rows < 1:
-            raise InputError(f"shard_rows: expected at least 1, got {shard_rows}")
-        self.root, self.identity = root, identity
-        self.folder = root / identity.digest[:12]
-        self.ranges = shard_ranges(identity.rows, shard_rows)
-        self.shard_rows = shard_rows
+        self.shard_rows = shard_rows if shard_rows is not None else identity.stored_as.shard_rows
+        if self.shard_rows < 1:
+            raise InputError(f"shard_rows: expected at least 1, got {self.shard_rows}")
+        if identity.schema_version != SCHEMA_VERSION:
+            raise InputError(f"expected an identity of schema {SCHEMA_VERSION}, got {identity.schema_version}")
+        self.place, self.identity = place(root), identity
+        self.folder = layout.folder_of(identity)
+        self.ranges = shard_ranges(identity.rows, self.shard_rows)
         self._create()
 
     def _create(self) -> None:
-        header = {"identity": self.identity.model_dump(mode="json"), "shard_rows": self.shard_rows}
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {"devil_pipe": header}}
-        path = self.folder / "zarr.json"
-        if path.exists():
-            found = _shard_rows(path)
-            if found != self.shard_rows:
-                raise InputError(
-                    f"{path}: expected {self.shard_rows} rows a shard, found {found}; "
-                    "keep that number, or remove the folder to start again"
-                )
-        for layer in self.identity.layers:
-            metadata = array_metadata(layer, self.identity.rows, self.shard_rows)
-            _commit_bytes(self.folder / layer.name / "zarr.json", _json_bytes(metadata))
-        _commit_bytes(path, _json_bytes(group))
+        group = f"{self.folder}/zarr.json"
+        wanted = {
+            f"{self.folder}/{array.name}/zarr.json": json_bytes(
+                layout.array_metadata(array, self.identity.stored_as, self.identity.rows, self.shard_rows)
+            )
+            for array in self.identity.arrays
+        }
+        wanted[group] = json_bytes(layout.group_metadata(self.identity, self.shard_rows))
+        there = [name for name, size in zip(wanted, self.place.sizes(list(wanted)), strict=True) if size is not None]
+        found = dict(zip(there, self.place.read(there), strict=True))
+        if group in found and (rows := _shard_rows(found[group], self.place.show(group))) != self.shard_rows:
+            raise InputError(
+                f"{self.place.show(group)}: expected {self.shard_rows} rows a shard, found {rows}; "
+                "keep that number, or remove the folder to start again"
+            )
+        for name, content in wanted.items():
+            if found.get(name) != content:
+                self.place.commit(name, content)
 
-    def marker(self, shard: int) -> Path:
-        """The file that says a shard is committed."""
-        return self.folder / "commits" / f"{shard:06d}.json"
+    def marker(self, shard: int) -> str:
+        """Name of the file that says a shard is committed."""
+        return layout.marker_name(self.folder, shard)
+
+    def file(self, array: str, shard: int) -> str:
+        """Name of a shard's file of one array."""
+        return layout.shard_name(self.folder, array, shard, SCHEMA_VERSION)
 
     def missing_shards(self) -> list[int]:
         """Numbers of the shards that are not committed, or whose files are gone or of another size."""
-        return [shard for shard in range(len(self.ranges)) if not self._committed(shard)]
+        whole = self._whole()
+        return [shard for shard in range(len(self.ranges)) if shard not in whole]
 
-    def _committed(self, shard: int) -> bool:
-        if not self.marker(shard).exists():
+    def _whole(self) -> dict[int, ShardRecord]:
+        """The markers, in order, whose files are there in the size that they name."""
+        records = self._records()
+        wanted = {
+            self.file(array, shard): file.size
+            for shard, record in records.items()
+            for array, file in record.files.items()
+        }
+        found = dict(zip(wanted, self.place.sizes(list(wanted)), strict=True))
+        return {
+            shard: record
+            for shard, record in records.items()
+            if all(found[self.file(array, shard)] == file.size for array, file in record.files.items())
+        }
+
+    def is_committed(self, shard: int) -> bool:
+        """Whether a shard has its marker: another writer may have been quicker."""
+        try:
+            self.place.read([self.marker(shard)])  # a size would list all markers where the place is remote
+        except FileNotFoundError:
             return False
-        record = read_record(ShardRecord, self.marker(shard))
-        files = {name: shard_file(self.folder, name, shard) for name in record.files}
-        return all(
-            files[name].exists() and files[name].stat().st_size == file.size for name, file in record.files.items()
-        )
+        return True
 
-    def write_shard(self, shard: int, maps: Mapping[str, Maps], invalid: Mapping[int, str]) -> ShardRecord:
-        """Write and commit one shard of every layer.
+    def forget_damaged(self) -> None:
+        """Take away the markers whose files are gone or of another size, so that a marker again says: nothing to do."""
+        marked = self._records()  # first: what another writer commits meanwhile is not damaged
+        for shard in marked.keys() - self._whole().keys():
+            self.place.remove(self.marker(shard))
+
+    def _records(self) -> dict[int, ShardRecord]:
+        """The markers that are there, in order."""
+        markers = [self.marker(shard) for shard in range(len(self.ranges))]
+        there = [shard for shard, size in enumerate(self.place.sizes(markers)) if size is not None]
+        contents = self.place.read([markers[shard] for shard in there])
+        return {
+            shard: parse_record(ShardRecord, content, self.place.show(markers[shard]))
+            for shard, content in zip(there, contents, strict=True)
+        }
+
+    def write_shard(self, shard: int, arrays: Mapping[str, np.ndarray], invalid: Mapping[int, str]) -> ShardRecord:
+        """Write and commit one shard of every array.
 
         Args:
             shard: its number.
-            maps: layer → float16 [rows of the shard, H·W, C]; what stands in invalid rows is not written.
+            arrays: name → [rows of the shard, places, C] of the array's type; invalid rows are not written.
             invalid: row of the store → why it has no features.
 
         Raises:
@@ -99,89 +138,70 @@ class StoreWriter:
             OSError: the disk is full or failing; the shard is not committed.
         """
         rows = self.ranges[shard]
-        assert set(maps) == {layer.name for layer in self.identity.layers}, "every layer of the shard at once"
+        assert set(arrays) == {array.name for array in self.identity.arrays}, "every array of the shard at once"
         assert all(row in rows for row in invalid), "invalid rows of this shard alone"
-        self.marker(shard).unlink(missing_ok=True)
+        self.place.remove(self.marker(shard))
         files: dict[str, FileRecord] = {}
-        for layer in self.identity.layers:
-            content = _encode(layer, maps[layer.name], rows, self.shard_rows, invalid)
-            path = shard_file(self.folder, layer.name, shard)
-            for stale in path.parent.glob(f".{path.name}.*.partial"):  # of a run that was killed; nobody else's shard
-                stale.unlink()
-            _commit_bytes(path, content)
-            files[layer.name] = FileRecord(size=len(content), sha256=sha256(content).hexdigest())
+        for array in self.identity.arrays:
+            content = layout.encode_shard(
+                array, self.identity.stored_as, arrays[array.name], rows, self.shard_rows, invalid
+            )
+            self.place.commit(self.file(array.name, shard), content)
+            files[array.name] = FileRecord(size=len(content), sha256=sha256(content).hexdigest())
         record = ShardRecord(shard=shard, start=rows.start, stop=rows.stop, invalid=dict(invalid), files=files)
-        _commit_bytes(self.marker(shard), _json_bytes(record.model_dump(mode="json")))
+        self.place.commit(self.marker(shard), json_bytes(record.model_dump(mode="json")))
         return record
 
-    def finalise(self) -> Manifest:
-        """Write the manifest beside the store once every shard is committed.
+    def finalise(self, keys: Sequence[str] | None = None) -> Manifest:
+        """Write the manifest once every shard is committed, and the arrays `valid` and `key`.
+
+        Args:
+            keys: the pictures' keys by row; without them rows are found by number alone.
 
         Raises:
             InputError: shards are missing; the message names them.
         """
-        if missing := self.missing_shards():
-            raise InputError(f"{self.folder}: shards {missing} of {len(self.ranges)} are not committed")
-        records = tuple(read_record(ShardRecord, self.marker(shard)) for shard in range(len(self.ranges)))
-        manifest = Manifest(identity=self.identity, shard_rows=self.shard_rows, folder=self.folder.name, shards=records)
-        _commit_bytes(self.root / "manifest.json", _json_bytes(manifest.model_dump(mode="json")))
+        whole = self._whole()
+        if missing := [shard for shard in range(len(self.ranges)) if shard not in whole]:
+            shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
+            raise InputError(
+                f"{self.place.show(self.folder)}: {len(missing)} of {len(self.ranges)} shards "
+                f"are not committed ({shown})"
+            )
+        records = tuple(whole.values())
+        manifest = Manifest(
+            identity=self.identity,
+            shard_rows=self.shard_rows,
+            folder=self.folder,
+            shards=records,
+            rows=self._write_rows(records, keys),
+        )
+        self.place.commit(MANIFEST, json_bytes(manifest.content()))
+        self.place.tidy([self.folder, f"commits/{self.folder}"])
         return manifest
 
-
-def _encode(layer: LayerSpec, maps: Maps, rows: range, shard_rows: int, invalid: Mapping[int, str]) -> bytes:
-    """A shard's bytes: chunk and CRC32C for each valid row, then the index of all chunks and its CRC32C."""
-    expected = (len(rows), layer.locations, layer.channels)
-    assert maps.shape == expected, f"layer {layer.name}: expected {expected}, got {maps.shape}"
-    assert maps.dtype == np.float16, f"layer {layer.name}: expected float16, got {maps.dtype}"
-    parts: list[bytes] = []
-    entries = np.full((shard_rows, 2), MISSING, dtype="<u8")
-    offset = 0
-    for position, row in enumerate(rows):
-        if row in invalid:
-            continue
-        if not np.isfinite(maps[position]).all():
-            raise InputError(f"layer {layer.name}, row {row}: features are NaN or beyond float16's ±65504")
-        chunk = np.ascontiguousarray(maps[position], dtype="<f2").tobytes()
-        parts += [chunk, _crc(chunk)]
-        size = len(chunk) + len(parts[-1])
-        entries[position] = offset, size
-        offset += size
-    index = entries.tobytes()
-    return b"".join([*parts, index, _crc(index)])
+    def _write_rows(self, records: Sequence[ShardRecord], keys: Sequence[str] | None) -> dict[str, FileRecord]:
+        """The arrays that say of each row whether it has features, and its picture's key."""
+        assert keys is None or len(keys) == self.identity.rows, "a key for every row"
+        valid = np.ones(self.identity.rows, dtype=bool)
+        valid[[row for record in records for row in record.invalid]] = False
+        contents = {"valid": layout.encode_valid(valid)}
+        if keys is not None:
+            contents["key"] = layout.encode_keys(keys)
+        files = {}
+        for name, content in contents.items():
+            metadata = layout.row_array_metadata(self.identity.rows, name)
+            self.place.commit(f"{self.folder}/{name}/zarr.json", json_bytes(metadata))
+            self.place.commit(f"{self.folder}/{name}/c.0", content)
+            files[name] = FileRecord(size=len(content), sha256=sha256(content).hexdigest())
+        return files
 
 
-def _crc(content: bytes) -> bytes:
-    return struct.pack("<I", google_crc32c.value(content))
-
-
-def _shard_rows(path: Path) -> int:
-    """Rows a shard of the store whose group metadata lies at `path`."""
+def _shard_rows(content: bytes, source: str) -> int:
+    """Rows a shard of the store whose group metadata this is."""
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["attributes"]["devil_pipe"]["shard_rows"])
+        return int(json.loads(content)["attributes"]["devil_pipe"]["shard_rows"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected a store's metadata ({error}); remove the file and extract again") from error
-
-
-def _json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _commit_bytes(path: Path, content: bytes) -> None:
-    """Put a file in place whole: written beside, flushed, renamed, and the folder flushed as well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"{os.strerror(error.errno or 0)} while writing", str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        raise InputError(
+            f"{source}: expected a store's metadata ({error}); remove the file and extract again"
+        ) from error

@@ -51,10 +51,12 @@ for line in sys.stdin:
 class Commands:
     """Runs `devil-pipe` commands as processes of their own, one after another. A context manager."""
 
-    def __init__(self, imports: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, imports: Sequence[str], environment: dict[str, str] | None = None, through: Sequence[str] = ()
+    ) -> None:
         # One thread: where cores are shared, waiting for each other costs more than the work of a tiny case.
         env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(environment or {})}
-        command = [sys.executable, "-c", _SERVER, *imports]
+        command = [*through, sys.executable, "-c", _SERVER, *imports]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         assert self._line() == "ready"
 
@@ -78,16 +80,20 @@ class Commands:
         *arguments: str,
         kill_after: float | None = None,
         counted_from: Callable[[], bool] = lambda: True,
+        meanwhile: Callable[[int], None] | None = None,
     ) -> tuple[int, str]:
         """Run a command in `folder`; give its exit code (−9 if it was killed) and what it said.
 
         `kill_after` seconds after `counted_from` is true (at once, if not given) it gets SIGKILL, if it is still there.
+        `meanwhile` is called while it runs, with its process's number.
         """
         log = folder / "said.txt"
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps([str(folder), str(log), arguments]) + "\n")
         self._server.stdin.flush()
         child = int(self._line())
+        if meanwhile is not None:
+            meanwhile(child)
         if kill_after is not None:
             limit = time.monotonic() + 60
             while not counted_from() and time.monotonic() < limit:

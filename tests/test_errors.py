@@ -17,7 +17,7 @@ from devil_pipe.stages.prepare.index import index_digest, read_index, to_table, 
 from devil_pipe.stages.train.checkpoint import Card, save
 from devil_pipe.stages.train.config import TranslatorConfig
 from devil_pipe.stages.train.translator import Translator
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.reader import FeatureStore
 
 from . import tiny
 from .pipeline.run_fixture import build
@@ -57,7 +57,7 @@ def trained() -> None:
     """The run `tiny` with a checkpoint on its store."""
     store()
     config = TranslatorConfig(layers=1, width=16, heads=2, feedforward=32, queries=3)
-    identity = StoreReader(Path("stores/tiny")).identity
+    identity = FeatureStore(Path("stores/tiny")).identity
     channels = [layer.channels for layer in identity.layers]
     save(
         Path("runs/tiny/checkpoint"), Translator(config, channels, 16), Card(config, None, 1, "lm", identity, "none", 0)
@@ -87,7 +87,7 @@ def other_store() -> None:
 
 def lost_shard() -> None:
     store()
-    next(Path("stores/tiny").rglob("c/0/0/0")).unlink()
+    next(Path("stores/tiny").rglob("c.0.0.0")).unlink()
 
 
 def lost_index() -> None:
@@ -196,7 +196,7 @@ CASES = {
     "train on other pictures": Case(
         "train tiny", FAILURE, ("data/tiny: expected the 69 rows", "got 68"), other_pictures
     ),
-    "shard missing": Case("train tiny", FAILURE, ("c/0/0/0", "no such file", "devil-pipe extract"), lost_shard),
+    "shard missing": Case("train tiny", FAILURE, ("c.0.0.0", "no such file", "devil-pipe extract"), lost_shard),
     "evaluate before train": Case(
         "evaluate tiny", FAILURE, ("runs/tiny/checkpoint/config.yaml", "run `devil-pipe train`"), store
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -75,8 +76,11 @@ def test_every_dependency_has_a_lower_bound(project: dict[str, Any]) -> None:
 def test_everything_imported_is_a_dependency(project: dict[str, Any]) -> None:
     """By the names in the sources; those whose package is called otherwise are in the table."""
     packages = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch", "skimage": "scikit-image"}
-    code = "\n".join(path.read_text(encoding="utf-8") for room in ROOMS for path in (SOURCE / room).rglob("*.py"))
-    imported = set(re.findall(r"^\s*(?:from|import) ([A-Za-z_][A-Za-z0-9_]*)", code, re.MULTILINE))
+    files = [path for room in ROOMS for path in (SOURCE / room).rglob("*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    imported = {name.partition(".")[0] for name in names}
     ours = {canonicalize_name(requirement.name) for requirement in requirements(project)}
     stray = {name for name in imported if canonicalize_name(packages.get(name, name)) not in ours}
     assert stray - sys.stdlib_module_names == {"devil_pipe"}

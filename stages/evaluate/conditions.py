@@ -13,7 +13,7 @@ from devil_pipe.stages.train.batches import whole_features
 from devil_pipe.stages.train.language_model import LanguageModel
 from devil_pipe.stages.train.loop import derangement, row_losses, translate
 from devil_pipe.stages.train.translator import Translator
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.reader import FeatureStore
 
 ALL = "all"
 CONTROLS = ("shuffled", "mean", "zero", "lm_alone")
@@ -33,7 +33,7 @@ class Conditions:
 
     def __init__(
         self,
-        store: StoreReader,
+        store: FeatureStore,
         translator: Translator,
         language_model: LanguageModel,
         *,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from devil_pipe.store.place import StoreRoot
+
 
 class EvaluateRuntime(BaseModel):
     """How fast, never what; nothing here reruns a stage."""
@@ -41,6 +43,6 @@ class EvaluateConfig(BaseModel):
     resamples: int = Field(1000, ge=10)
     bertscore: BertScoreConfig = BertScoreConfig()
     runtime: EvaluateRuntime = EvaluateRuntime()
-    store: Path
+    store: StoreRoot = Field(description="folder or URL of the store")
     data_dir: Path
     out: Path = Field(description="runs/RUN")

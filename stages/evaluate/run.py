@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,22 @@ from devil_pipe.stages.evaluate.conditions import ALL, CONTROLS, Conditions, Out
 from devil_pipe.stages.evaluate.config import EvaluateConfig
 from devil_pipe.stages.evaluate.metrics import NotRun, Score, score_conditions
 from devil_pipe.stages.evaluate.naming import Namer
-from devil_pipe.stages.extract.run import pick_device
+from devil_pipe.stages.extract.worker import pick_device
 from devil_pipe.stages.prepare.index import read_index
 from devil_pipe.stages.train.batches import whole_features
 from devil_pipe.stages.train.checkpoint import Card, load
 from devil_pipe.stages.train.language_model import LanguageModel, pick_precision
 from devil_pipe.stages.train.translator import Translator
 from devil_pipe.store.errors import InputError
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.place import Root, place
+from devil_pipe.store.reader import FeatureStore
 
 
 @dataclass(frozen=True)
 class Trained:
     """A trained run, opened: what evaluation, saliency and explanations all begin with."""
 
-    store: StoreReader
+    store: FeatureStore
     translator: Translator
     card: Card
     language_model: LanguageModel
@@ -49,14 +51,14 @@ class Trained:
         return [row for row, entry in enumerate(self.index) if entry["split"] == split and valid[row]]
 
 
-def open_run(out: Path, store_dir: Path, data_dir: Path, device_name: str, precision: str) -> Trained:
+def open_run(out: Path, store_root: Root, data_dir: Path, device_name: str, precision: str) -> Trained:
     """Open store, checkpoint, language model and index of a run.
 
     Raises:
         InputError: one of them is missing, damaged, or belongs to another.
     """
     keep_freed_memory()
-    store = StoreReader(store_dir)
+    store = FeatureStore(store_root)
     translator, card = load(out / "checkpoint", store.identity)
     device = pick_device(device_name)
     language_model = LanguageModel(
@@ -64,7 +66,7 @@ def open_run(out: Path, store_dir: Path, data_dir: Path, device_name: str, preci
     )
     index = read_index(data_dir / "index.parquet").to_pylist()
     if len(index) != store.rows:
-        raise InputError(f"{data_dir}: expected the {store.rows} rows of {store_dir}, got {len(index)}")
+        raise InputError(f"{data_dir}: expected the {store.rows} rows of {store_root}, got {len(index)}")
     return Trained(store, translator.to(device), card, language_model, index)
 
 
@@ -233,10 +235,9 @@ def _metrics(
 def _earlier_seconds(config: EvaluateConfig) -> dict[str, float]:
     """What the stages before a run took, where they said so; the report sums the chain up."""
     found: dict[str, float] = {}
-    for folder in (config.data_dir, config.store):
-        path = folder / "seconds.json"
-        if path.exists():
-            found |= json.loads(path.read_text(encoding="utf-8"))
+    for folder in (place(config.data_dir), place(config.store)):
+        with suppress(FileNotFoundError):
+            found |= json.loads(folder.read(["seconds.json"])[0])
     return found
 
 

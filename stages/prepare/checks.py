@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
-import warnings
 from collections.abc import Mapping
 
-from PIL import Image, UnidentifiedImageError
-
+from devil_pipe.stages.common.decoding import PictureError, open_picture
 from devil_pipe.store.errors import InputError
 
 
@@ -17,38 +14,29 @@ class BrokenError(Exception):
     """A picture or caption cannot be used; the message is the row's reason. Never leaves the stage."""
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Decode a picture to its last byte and give (width, height) in pixels.
+def picture_size(data: bytes, what: str = "picture") -> tuple[int, int]:
+    """Decode a picture to its last byte, as `extract` will, and give (width, height) in pixels as it is shown.
+
+    Args:
+        data: the file.
+        what: its name in the reason.
 
     Raises:
         BrokenError: it does not decode.
     """
-    if not data:
-        raise BrokenError("picture is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # huge, or odd metadata: what decodes is good enough
-            with Image.open(io.BytesIO(data)) as picture:
-                picture.load()
-                return picture.size
-    except UnidentifiedImageError:
-        raise BrokenError("not a picture") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # a decoder that meets garbage may raise anything
-        raise BrokenError(f"picture does not decode: {error}") from None
+        return open_picture(data).size
+    except PictureError as error:
+        raise BrokenError(f"{what} cannot be decoded: {error}") from None
 
 
 def check_mask(data: bytes, size: tuple[int, int]) -> None:
-    """Check that a mask decodes and has the picture's size, (width, height).
+    """Check that a mask decodes and has the size, (width, height), of the picture as it is shown.
 
     Raises:
         BrokenError: it does not.
     """
-    try:
-        got = picture_size(data)
-    except BrokenError as error:
-        raise BrokenError(f"mask: {error}") from None
+    got = picture_size(data, "mask")
     if got != size:
         raise BrokenError(f"mask is {got[0]}×{got[1]}, picture {size[0]}×{size[1]}")
 

@@ -18,7 +18,9 @@ from devil_pipe.stages.prepare.index import Row
 from devil_pipe.stages.prepare.sources import Found, in_parallel, stored_path
 from devil_pipe.store.errors import InputError
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif"}
+)  # HEIC is not read, but a folder of a telephone's pictures should say so
 _SPLIT = re.compile(r"[a-z0-9_]+")
 
 

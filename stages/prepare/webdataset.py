@@ -33,7 +33,7 @@ from devil_pipe.stages.prepare.index import Row
 from devil_pipe.stages.prepare.sources import Found, in_parallel, stored_path
 from devil_pipe.store.errors import InputError
 
-PICTURE_ENDINGS = ("jpg", "jpeg", "webp", "png")
+PICTURE_ENDINGS = ("jpg", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff", "png")  # png last: it may be the mask
 _MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _SPLIT = re.compile(r"[a-z0-9_]+")
 _ZEROS = bytes(tarfile.BLOCKSIZE)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from devil_pipe.store.place import StoreRoot
+
 
 class SaliencyRuntime(BaseModel):
     """How fast, never what; nothing here reruns a stage."""
@@ -32,6 +34,6 @@ class SaliencyConfig(BaseModel):
     off_centre: float = Field(0.15, gt=0, lt=0.5, description="distance of the mask's centroid, fraction of the frame")
     resamples: int = Field(1000, ge=10)
     runtime: SaliencyRuntime = SaliencyRuntime()
-    store: Path
+    store: StoreRoot = Field(description="folder or URL of the store")
     data_dir: Path
     out: Path = Field(description="runs/RUN")

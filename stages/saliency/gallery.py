@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from devil_pipe.stages.common.decoding import PictureError, open_picture
 from devil_pipe.stages.common.files import replacing, write_json
 from devil_pipe.stages.common.progress import track
 from devil_pipe.stages.evaluate.run import Trained
-from devil_pipe.stages.extract.pictures import as_rgb
 from devil_pipe.stages.prepare.index import read_mask, read_picture
 from devil_pipe.stages.saliency.config import SaliencyConfig
 from devil_pipe.stages.saliency.likelihood import LikelihoodMaps
@@ -23,8 +22,10 @@ from devil_pipe.stages.saliency.localisation import read_mask_image
 from devil_pipe.stages.saliency.overlays import draw
 from devil_pipe.stages.train.batches import whole_features
 from devil_pipe.stages.train.loop import translate
+from devil_pipe.store.errors import InputError
 
 PINK, GREEN = "#e0218a", "#1a9850"
+LONGEST = 1024  # pixels along a shown picture's longer side
 
 
 def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: Sequence[int]) -> None:
@@ -35,7 +36,7 @@ def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: 
     for number, row in enumerate(track(rows, "gallery", unit="pictures")):
         random = np.random.default_rng([config.seed, row])
         entry = trained.index[row]
-        picture = as_rgb(Image.open(io.BytesIO(read_picture(entry, config.data_dir))))
+        picture = shown_picture(entry, config.data_dir)
         shown = folder / "gallery" / f"{number:03d}-{_safe(entry['key'])}.png"
         with replacing(shown) as partial:
             picture.save(partial, format="PNG", optimize=True)
@@ -65,6 +66,23 @@ def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: 
         np.savez_compressed(file, allow_pickle=False, **arrays)
     limits = {"low": -scale, "high": scale}
     write_json(folder / "gallery.json", {"seed": config.seed, "scale": limits, "objects": objects, "pictures": entries})
+
+
+def shown_picture(entry: dict[str, Any], data_dir: Path) -> Image.Image:
+    """The picture as the backbone saw it, in its own proportions and no larger than a page shows.
+
+    Raises:
+        InputError: its file is gone, or changed since its features were extracted.
+    """
+    try:
+        picture = open_picture(read_picture(entry, data_dir))
+    except PictureError as error:
+        raise InputError(
+            f"key {entry['key']!r}: its picture cannot be decoded: {error}; "
+            "it changed since its features were extracted: run `devil-pipe prepare` again"
+        ) from None
+    picture.thumbnail((LONGEST, LONGEST))
+    return picture
 
 
 def _overlays(folder: Path, item: dict[str, Any], arrays: dict[str, np.ndarray], scale: float) -> None:
@@ -139,11 +157,10 @@ def _descriptions(
     whole = model.write(translate(trained.translator, features, device=model.device), config.max_new_tokens)[0]
     said: dict[str, Any] = {"all": whole}
     for place, layer in enumerate(trained.store.layers):
-        vectors = trained.store.read(layer.name, [row])[0].reshape(layer.height, layer.width, layer.channels)
+        vectors = trained.store[layer.name].on_grid([row])[0]
+        height, width, _ = vectors.shape
         chosen = [
-            vectors[
-                min(int(item["y"] * layer.height), layer.height - 1), min(int(item["x"] * layer.width), layer.width - 1)
-            ]
+            vectors[min(int(item["y"] * height), height - 1), min(int(item["x"] * width), width - 1)]
             for item in markers
         ]
         stacked = np.stack([features[place][0].numpy(), *[vector.astype(np.float32) for vector in chosen]])

@@ -22,11 +22,11 @@ class LikelihoodMaps:
 
     def locations(self, layer: LayerSpec, row: int) -> Float[Tensor, "height width channels"]:
         """The feature of every location of a layer, averaged down to the grid where that is coarser."""
-        maps = torch.from_numpy(self.trained.store.read(layer.name, [row])).float()
-        maps = maps.reshape(layer.height, layer.width, layer.channels)
-        if not 0 < self.grid < max(layer.height, layer.width):
+        maps = torch.from_numpy(self.trained.store[layer.name].on_grid([row])[0]).float()
+        height, width, _ = maps.shape
+        if not 0 < self.grid < max(height, width):
             return maps
-        size = (min(layer.height, self.grid), min(layer.width, self.grid))
+        size = (min(height, self.grid), min(width, self.grid))
         pooled = nn.functional.adaptive_avg_pool2d(maps.permute(2, 0, 1), size)
         return pooled.permute(1, 2, 0)
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
+
+from devil_pipe.stages.common.decoding import PictureError, open_picture
+from devil_pipe.store.errors import InputError
 
 Map = Float[np.ndarray, "height width"]
 Mask = Bool[np.ndarray, "rows columns"]
 
 
 def read_mask_image(content: bytes) -> Mask:
-    """A mask from its PNG: what is not black belongs to the object."""
-    with Image.open(io.BytesIO(content)) as picture:
-        return np.asarray(picture.convert("L")) > 127
+    """A mask from its PNG, turned as its picture is: what is brighter than middle grey belongs to the object.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    try:
+        return np.asarray(open_picture(content, ground="black").convert("L")) > 127
+    except PictureError as error:
+        raise InputError(f"a mask cannot be decoded: {error}; run `devil-pipe prepare` again") from None
 
 
 def enlarge(values: Map, rows: int, columns: int) -> Float[np.ndarray, "rows columns"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from devil_pipe.stages.train.config import DropoutConfig
-from devil_pipe.stages.train.dropout import draw, pool
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.stages.train.config import DropoutConfig, Order
+from devil_pipe.stages.train.dropout import draw, pool, whole_mean
+from devil_pipe.store.order import windows
+from devil_pipe.store.reader import FeatureStore
+from devil_pipe.store.windows import Window, WindowReader
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,87 @@ def epoch_order(
     batch is a fair sample (with windows as long as the data, short and long captions never meet).
     """
     random = np.random.default_rng([seed, epoch])
-    shuffled = random.permutation(len(lengths))
+    batches = _by_length(random.permutation(len(lengths)), lengths, batch_size, window)
+    return [batches[place] for place in random.permutation(len(batches))]
+
+
+def _by_length(
+    members: Int[np.ndarray, " members"], lengths: Int[np.ndarray, " examples"], batch_size: int, window: int
+) -> list[np.ndarray]:
+    """Batches of the members, sorted by length within every `window` batches."""
     batches: list[np.ndarray] = []
-    for begin in range(0, len(shuffled), window * batch_size):
-        part = shuffled[begin : begin + window * batch_size]
+    for begin in range(0, len(members), window * batch_size):
+        part = members[begin : begin + window * batch_size]
         part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[place : place + batch_size] for place in range(0, len(part), batch_size)]
-    return [batches[place] for place in random.permutation(len(batches))]
+    return batches
+
+
+def windows_order(
+    members: Sequence[Int[np.ndarray, " _window"]],
+    lengths: Int[np.ndarray, " examples"],
+    batch_size: int,
+    window: int,
+    random: np.random.Generator,
+) -> list[list[np.ndarray]]:
+    """The batches of each window of the store (`devil_pipe.store.order.windows`), each batch whole but the very last.
+
+    Captions are sorted by length, and batches shuffled, within a window of the store. What does not fill a batch goes
+    into the next window: a random choice, since the members come in random order.
+    """
+    planned: list[list[np.ndarray]] = []
+    left = np.empty(0, dtype=np.int64)
+    for number, more in enumerate(members):
+        pool = np.concatenate([left, more])
+        whole = len(pool) if number == len(members) - 1 else len(pool) // batch_size * batch_size
+        pool, left = pool[:whole], pool[whole:]
+        batches = _by_length(pool, lengths, batch_size, window)
+        planned.append([batches[place] for place in random.permutation(len(batches))])
+    return planned
+
+
+def shards_a_window(order: Order, window_shards: int, store: FeatureStore) -> int:
+    """How many shards a window of this store's epochs holds; 0: each epoch is a full permutation."""
+    if order == "permutation" or (order == "auto" and store.place.local):
+        return 0
+    return window_shards
+
+
+class _Disk:
+    """Whether pages had to be waited for lately. To ask ahead for what is in memory costs a tenth of reading it."""
+
+    STEPS = 64
+
+    def __init__(self) -> None:
+        self._left = self.STEPS  # of a store that was just opened nothing is known
+
+    @property
+    def is_slow(self) -> bool:
+        return self._left > 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A step of reading."""
+        before = _pages_waited_for()
+        yield
+        self._left = self.STEPS if _pages_waited_for() > before else self._left - 1
+
+
+def _pages_waited_for() -> int:
+    """Page faults of this process that had to wait for a disk, so far; 0 where the system does not count them."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One process's batches of an epoch, and the window of the store that each belongs to."""
+
+    batches: list[np.ndarray]
+    windows: list[int]
 
 
 class BatchSource:
@@ -59,7 +136,7 @@ class BatchSource:
 
     def __init__(
         self,
-        store: StoreReader,
+        store: FeatureStore,
         examples: Sequence[Example],
         dropout: DropoutConfig,
         *,
@@ -67,51 +144,125 @@ class BatchSource:
         window: int,
         seed: int,
         share: tuple[int, int] = (0, 1),
+        window_shards: int = 0,
     ) -> None:
-        """`share` is (rank, processes): every process draws the same batch and takes each n-th of its examples."""
+        """Plan the batches.
+
+        Args:
+            store: of the features.
+            examples: every caption of the split.
+            dropout: rates.
+            batch_size: examples a step, over all processes.
+            window: batches that are sorted by length together.
+            seed: with the step it decides the batch.
+            share: (rank, processes). In a full permutation every process draws the same batch and takes each n-th of
+                its examples. With windows each has a part of the epoch's shards to itself, so that no shard is read
+                twice; sizes of parts differ by one at most where the processes divide the batch. In both a process
+                whose share of the epoch's last batch is empty sees one example again, so that all make as many steps.
+            window_shards: shards of the store in a window; 0: a full permutation. See `shards_a_window`.
+        """
         self.store, self.examples, self.dropout = store, examples, dropout
         self.batch_size, self.window, self.seed, self.share = batch_size, window, seed, share
+        self.window_shards = window_shards
         self._lengths = np.array([len(example.caption) for example in examples])
+        self._shards = np.array([example.row for example in examples]) // store.manifest.shard_rows
         self._per_epoch = -(-len(examples) // batch_size)
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        self._epochs: dict[int, _Epoch] = {}
 
     def members(self, step: int) -> list[Example]:
-        """The examples of a step."""
+        """The examples of a step that this process sees."""
         epoch, place = divmod(step, self._per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, epoch_order(self._lengths, self.batch_size, self.window, self.seed, epoch))
-        return [self.examples[int(number)] for number in self._epoch[1][place]]
+        return [self.examples[int(number)] for number in self._epoch(epoch).batches[place]]
+
+    def _epoch(self, number: int) -> _Epoch:
+        if number not in self._epochs:
+            kept = {epoch: plan for epoch, plan in self._epochs.items() if epoch == number - 1}
+            self._epochs = {**kept, number: self._windows(number) if self.window_shards else self._permuted(number)}
+        return self._epochs[number]
+
+    def _permuted(self, number: int) -> _Epoch:
+        rank, processes = self.share
+        batches = epoch_order(self._lengths, self.batch_size, self.window, self.seed, number)
+        shares = [batch[rank::processes] if rank < len(batch) else batch[:1] for batch in batches]
+        return _Epoch(shares, [0] * len(shares))
+
+    def _windows(self, number: int) -> _Epoch:
+        rank, processes = self.share
+        sizes = [len(range(rank, self.batch_size, processes)) for rank in range(processes)]
+        whole, rest = divmod(len(self.examples), self.batch_size)
+        ends = np.cumsum([whole * size + len(range(rank, rest, processes)) for rank, size in enumerate(sizes)])
+        part = range(int(ends[rank - 1]) if rank else 0, int(ends[rank]))
+        members = windows(self._shards, self.window_shards, self.seed, number, part)
+        random = np.random.default_rng([self.seed, number]).spawn(1)[0]
+        planned = windows_order(members, self._lengths, max(sizes[rank], 1), self.window, random)
+        batches = [batch for batches in planned for batch in batches]
+        of = [window for window, batches in enumerate(planned) for _ in batches]
+        again = self._per_epoch - len(batches)  # nothing of the last batch, or, with fewer examples a step, of any
+        batches += [batches[-1][:1] if batches else np.zeros(1, dtype=np.int64)] * again
+        return _Epoch(batches, of + [of[-1] if of else 0] * again)
 
     def draw(self, step: int) -> Batch:
         """Read, drop and pool the features of a step."""
-        rank, processes = self.share
-        members = self.members(step)[rank::processes] or self.members(step)[:1]
-        state = np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)
+        members = self.members(step)
+        state = np.random.SeedSequence([self.seed, step, self.share[0]]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
         rows = [example.row for example in members]
-        maps = [torch.from_numpy(self.store.read(layer.name, rows)) for layer in self.store.layers]
+        stored = [self.store[layer.name].stored(rows) for layer in self.store.layers]
         return Batch(
-            features=pool(maps, self.dropout.spatial, generator),
-            keep=draw(len(members), len(maps), self.dropout.layer, generator),
+            features=[pool(layer, self.dropout.spatial, generator) for layer in stored],
+            keep=draw(len(members), len(stored), self.dropout.layer, generator),
             captions=[example.caption for example in members],
         )
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) for start ≤ step < stop, one drawn ahead."""
-        with ThreadPoolExecutor(1) as ahead:
-            coming: Future[Batch] | None = ahead.submit(self.draw, start) if start < stop else None
-            for step in range(start, stop):
-                assert coming is not None
-                batch = coming.result()
-                coming = ahead.submit(self.draw, step + 1) if step + 1 < stop else None
-                yield step, batch
+        """(step, batch) for start ≤ step < stop, one drawn ahead; where a disk is slow one more is asked of it."""
+        reader = WindowReader(self.store) if self.window_shards and not self.store.place.local else None
+        disk = _Disk()
+
+        def drawn(step: int) -> Batch:
+            if reader is not None:
+                self._enter(reader, step, stop)
+            elif disk.is_slow and step + 1 < stop:
+                self.store.prefetch([example.row for example in self.members(step + 1)])
+            with disk.watched():
+                return self.draw(step)
+
+        try:
+            with ThreadPoolExecutor(1) as ahead:
+                coming: Future[Batch] | None = ahead.submit(drawn, start) if start < stop else None
+                for step in range(start, stop):
+                    assert coming is not None
+                    batch = coming.result()
+                    coming = ahead.submit(drawn, step + 1) if step + 1 < stop else None
+                    yield step, batch
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def _enter(self, reader: WindowReader, step: int, stop: int) -> None:
+        """Have the window of a step in memory, and the next one on its way."""
+        key, _ = self._window_of(step)
+        if key != reader.current:
+            window, end = self._read_window(step)
+            reader.enter(window, self._read_window(end)[0] if end < stop else None)
+
+    def _window_of(self, step: int) -> tuple[tuple[int, int], _Epoch]:
+        number, place = divmod(step, self._per_epoch)
+        epoch = self._epoch(number)
+        return (number, epoch.windows[place]), epoch
+
+    def _read_window(self, step: int) -> tuple[Window, int]:
+        """The window that a step belongs to, and the step at which the next one begins."""
+        key, epoch = self._window_of(step)
+        places = [place for place, window in enumerate(epoch.windows) if window == key[1]]
+        rows = {self.examples[int(number)].row for place in places for number in epoch.batches[place]}
+        return Window(key, sorted(rows)), key[0] * self._per_epoch + places[-1] + 1
 
 
-def whole_features(store: StoreReader, rows: Sequence[int], size: int = 256) -> list[Tensor]:
+def whole_features(store: FeatureStore, rows: Sequence[int], size: int = 256) -> list[Tensor]:
     """Mean over all locations of each layer, float32 [rows, C]: what evaluation looks at."""
     parts: list[list[Tensor]] = [[] for _ in store.layers]
     for begin in range(0, len(rows), size):
         for part, layer in zip(parts, store.layers, strict=True):
-            maps = torch.from_numpy(store.read(layer.name, rows[begin : begin + size]))
-            part.append(maps.mean(dim=1, dtype=torch.float32))
+            part.append(whole_mean(store[layer.name].stored(rows[begin : begin + size])))
     return [torch.cat(part) for part in parts]

@@ -7,6 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from devil_pipe.store.place import StoreRoot
+
+Order = Literal["auto", "permutation", "windows"]
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -86,9 +90,11 @@ class TrainConfig(_Section):
     dropout: DropoutConfig = DropoutConfig()
     warmup: WarmupConfig = WarmupConfig()
     phase: PhaseConfig = PhaseConfig(steps=100_000)
+    order: Order = Field("auto", description="of an epoch; auto: permutation on a local store, windows on a far one")
+    window_shards: int = Field(8, ge=1, description="shards of the store that are shuffled together in a window")
     validate_every: int = Field(1000, ge=1)
     validation_rows: int = Field(1000, ge=2)
     runtime: TrainRuntime = TrainRuntime()
-    store: Path = Field(description="folder of the store's manifest")
+    store: StoreRoot = Field(description="folder or URL of the store")
     data_dir: Path = Field(description="folder of index.parquet")
     out: Path = Field(description="runs/RUN")

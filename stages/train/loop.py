@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from devil_pipe.stages.common.progress import bar, log
 from devil_pipe.stages.train.alignment import Alignment
-from devil_pipe.stages.train.batches import Batch, BatchSource, Example, whole_features
+from devil_pipe.stages.train.batches import Batch, BatchSource, Example, shards_a_window, whole_features
 from devil_pipe.stages.train.checkpoint import Progress, restore_progress, save_progress
 from devil_pipe.stages.train.config import PhaseConfig, TrainConfig
 from devil_pipe.stages.train.journal import PHASES, Journal
 from devil_pipe.stages.train.language_model import LanguageModel
 from devil_pipe.stages.train.translator import Translator
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.reader import FeatureStore
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Parts:
 
     config: TrainConfig
     accelerator: Accelerator
-    store: StoreReader
+    store: FeatureStore
     translator: Translator
     language_model: LanguageModel
     alignment: Alignment | None
@@ -95,6 +95,7 @@ class Loop:
             window=1 if name == "alignment" else phase.length_window,  # aligned captions all have the queries' length
             seed=parts.config.seed * len(PHASES) + PHASES.index(name),
             share=(parts.accelerator.process_index, parts.accelerator.num_processes),
+            window_shards=shards_a_window(parts.config.order, parts.config.window_shards, parts.store),
         )
         with bar(f"train ({name})", phase.steps, "steps", start) as shown:
             for step, batch in source.stream(start, phase.steps):

@@ -16,7 +16,7 @@ from devil_pipe.stages.common.memory import keep_freed_memory
 from devil_pipe.stages.common.progress import log, warn
 from devil_pipe.stages.prepare.index import read_index
 from devil_pipe.stages.train.alignment import Alignment
-from devil_pipe.stages.train.batches import Example
+from devil_pipe.stages.train.batches import Example, shards_a_window
 from devil_pipe.stages.train.checkpoint import Card, read_progress, save
 from devil_pipe.stages.train.config import TrainConfig
 from devil_pipe.stages.train.journal import Journal
@@ -24,7 +24,9 @@ from devil_pipe.stages.train.language_model import LanguageModel, pick_precision
 from devil_pipe.stages.train.loop import Loop, Parts
 from devil_pipe.stages.train.translator import Translator, trainable_parameters
 from devil_pipe.store.errors import InputError
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.reader import FeatureStore
+
+_NO_RESULT = {"runtime", "store", "data_dir", "out", "run"}
 
 
 def run(config: TrainConfig) -> None:
@@ -37,7 +39,7 @@ def run(config: TrainConfig) -> None:
     """
     keep_freed_memory()
     accelerator = _accelerator(config)
-    store = StoreReader(config.store)
+    store = FeatureStore(config.store)
     digest = _digest(config, store)
     progress = read_progress(config.out / "train" / "state.safetensors")
     if progress is not None and progress.digest != digest:
@@ -70,13 +72,15 @@ def _accelerator(config: TrainConfig) -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision=mixed)
 
 
-def _digest(config: TrainConfig, store: StoreReader) -> str:
+def _digest(config: TrainConfig, store: FeatureStore) -> str:
     """What decides the weights: the configuration without speed and paths, and the features."""
-    chosen = config.model_dump(mode="json", exclude={"runtime", "store", "data_dir", "out", "run"})
+    chosen = config.model_dump(mode="json", exclude={*_NO_RESULT, "order", "window_shards"})
+    if windows := shards_a_window(config.order, config.window_shards, store):
+        chosen["windows"] = windows  # and nothing for a full permutation, whoever asked for it
     return sha256_json({"config": chosen, "store": store.identity.digest})
 
 
-def _parts(config: TrainConfig, accelerator: Accelerator, store: StoreReader) -> Parts:
+def _parts(config: TrainConfig, accelerator: Accelerator, store: FeatureStore) -> Parts:
     index = read_index(config.data_dir / "index.parquet").to_pylist()
     if len(index) != store.rows:
         raise InputError(f"{config.data_dir}: expected the {store.rows} rows of {config.store}, got {len(index)}")
@@ -133,6 +137,7 @@ def _summary(config: TrainConfig, parts: Parts, seconds: float) -> dict[str, Any
         "warmup": config.warmup.kind,
         "prefix_repeats": config.prefix_repeats,
         "seed": config.seed,
+        "window_shards": shards_a_window(config.order, config.window_shards, parts.store),
         "captions": {"train": len(parts.train), "val": len(parts.validation)},
         "store_identity": parts.store.identity.digest,
         "backbone": parts.store.identity.backbone,

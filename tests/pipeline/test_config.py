@@ -80,7 +80,7 @@ MISTAKES = {
     "text for a number": ("stores/s", "data: d\nbackbone: b\nimage_size: big", ["image_size", "'big'"]),
     "pictures too small": ("stores/s", "data: d\nbackbone: b\nimage_size: 31", ["image_size", "32", "got 31"]),
     "no rows a shard": ("stores/s", "data: d\nbackbone: b\nshard_rows: 0", ["shard_rows", "got 0"]),
-    "another number type": ("stores/s", "data: d\nbackbone: b\ndtype: float32", ["dtype", "'float16'", "'float32'"]),
+    "another encoding": ("stores/s", "data: d\nbackbone: b\nencoding: int4", ["encoding", "uint8", "'int4'"]),
     "a section that is a list": ("runs/r", "store: s\ntrain: [1]", ["train", "dictionary", "[1]"]),
     "an empty section": ("runs/r", "store: s\ntrain:\nevaluate:", ["train", "evaluate", "got None"]),
     "shares beyond one": ("data/d", "source: folder\nfolder: {pictures: x, shares: {train: 0.5}}", ["shares", "0.5"]),
@@ -170,7 +170,7 @@ def test_a_run_hands_its_store_and_seed_to_every_stage(project: Path) -> None:
     run = config.Run("r")
     for stage in (run.train, run.evaluate, run.saliency):
         assert (stage.run, stage.seed) == ("r", 3)
-        assert (stage.store, stage.data_dir, stage.out) == (Path("stores/s"), Path("data/d"), Path("runs/r"))
+        assert (stage.store, stage.data_dir, stage.out) == ("stores/s", Path("data/d"), Path("runs/r"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=str)

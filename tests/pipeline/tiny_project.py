@@ -41,7 +41,9 @@ STORE_VALUES: dict[str, Any] = {
     "weights": "random",
     "layers": ["s16", "s32"],
     "image_size": 64,
-    "dtype": "float16",
+    "encoding": "float16",
+    "compute": "float32",
+    "place": "",
     "shard_rows": 8,
     "runtime": {"batch_size": 8, "device": "cpu"},
 }

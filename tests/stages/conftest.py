@@ -37,7 +37,7 @@ def open_project(root: Path, name: str = tiny.NAME) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         opened = Run(name)
-    places = {"store": root / opened.store.out, "data_dir": root / "data" / tiny.NAME, "out": root / "runs" / name}
+    places = {"store": str(root / opened.store.out), "data_dir": root / "data" / tiny.NAME, "out": root / "runs" / name}
     opened.train = opened.train.model_copy(update=places)
     opened.evaluate = opened.evaluate.model_copy(update=places)
     opened.saliency = opened.saliency.model_copy(update=places)

@@ -158,7 +158,7 @@ def test_the_mean_feature_is_that_of_the_training_pictures(run: Run, trained: Pa
         batch_size=2,
     )
     for layer, found in zip(opened.store.layers, made.mean, strict=True):
-        maps = opened.store.read(layer.name, range(tiny.SPLITS["train"])).astype(np.float64)
+        maps = opened.store[layer.name].stored(range(tiny.SPLITS["train"])).values.astype(np.float64)
         assert np.allclose(found[0].numpy(), maps.mean(axis=(0, 1)), atol=1e-5)
     features = [torch.randn(4, layer.channels) for layer in opened.store.layers]
     other = [torch.randn(4, layer.channels) for layer in opened.store.layers]

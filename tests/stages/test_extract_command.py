@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from devil_pipe.store.reader import StoreReader
-from devil_pipe.store.schema import ShardRecord, read_record, shard_file
+from devil_pipe.store.reader import FeatureStore
+from devil_pipe.store.schema import ShardRecord, parse_record
 
 from ..forked import Commands
 from ..small_disk import small_disk
@@ -66,11 +66,11 @@ def check_what_counts(store: Path, whole: dict[str, bytes]) -> int:
     """Each file under its final name is whole, each marker has its shards, no manifest is early; counts the markers."""
     found = shown(store)
     assert all(whole[name] == content for name, content in found.items())
-    markers = [path for path in store.glob("*/commits/*.json") if path.name[0] != "."]
+    markers = [path for path in store.glob("commits/*/*.json") if path.name[0] != "."]
     for marker in markers:
-        record = read_record(ShardRecord, marker)
-        for layer, file in record.files.items():
-            assert shard_file(marker.parents[1], layer, record.shard).stat().st_size == file.size
+        record = parse_record(ShardRecord, marker.read_bytes(), str(marker))
+        for array, file in record.files.items():
+            assert (store / marker.parent.name / array / f"c.{record.shard}.0.0").stat().st_size == file.size
     assert ("manifest.json" in found) <= (len(markers) == 12)
     return len(markers)
 
@@ -83,7 +83,9 @@ def undisturbed(commands: Commands, project: Path) -> tuple[dict[str, bytes], fl
     begun = min(path.stat().st_mtime for path in store.glob("*/zarr.json"))
     took = (store / "manifest.json").stat().st_mtime - begun
     whole = shown(store)
-    assert len(whole) == 12 * 3 + 3 + 1  # two layers and a marker a shard, three zarr.json, the manifest
+    assert (
+        len(whole) == 12 * 3 + 5 + 2 + 1
+    )  # two layers and a marker a shard, five zarr.json, key and valid, the manifest
     shutil.rmtree(project / "stores")
     return whole, took
 
@@ -99,7 +101,7 @@ def test_killed_at_ten_points_it_goes_on_and_ends_in_the_same_bytes(commands: Co
         """It writes, and has come to the point where this life is to end: a number of shards, whatever the speed."""
         if goal == 0:
             return any(store.glob("*/zarr.json"))
-        return len(list(store.glob("*/commits/0*.json"))) >= goal
+        return len(list(store.glob("commits/*/0*.json"))) >= goal
 
     for _ in range(60):
         last = len(killed_with) == 10
@@ -114,9 +116,9 @@ def test_killed_at_ten_points_it_goes_on_and_ends_in_the_same_bytes(commands: Co
             killed_with.append(committed)
             continue
         assert shown(store) == whole
-        reader = StoreReader(store)
+        reader = FeatureStore(store)
         for layer in reader.layers:
-            reader.read(layer.name, [row for row in range(24) if row != BROKEN], verify=True)
+            reader[layer.name].stored([row for row in range(24) if row != BROKEN], verify=True)
         if last:
             break
         shutil.rmtree(store)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +13,9 @@ from torch import Tensor
 from devil_pipe.stages.extract.backbones import IMAGENET
 from devil_pipe.stages.extract.pictures import Transform
 
+from .odd_pictures import ORIENTATIONS, broken, corners, encoded, noise, oriented
+
 PLAIN = Transform(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def decoded(content: bytes, transform: Transform = PLAIN) -> Tensor:
@@ -109,17 +103,31 @@ def test_black_and_white_and_cmyk() -> None:
 
 def test_float_pixels_have_no_known_range() -> None:
     content = encoded(Image.fromarray(np.zeros((4, 4), dtype=np.float32)), "TIFF")
-    assert PLAIN.decode(content) == "cannot be decoded: ValueError: floating-point pixels have no known range"
+    assert PLAIN.decode(content) == "cannot be decoded: floating-point pixels have no known range"
 
 
-def noise(kind: str) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    return encoded(Image.fromarray(pixels), kind)
+@pytest.mark.parametrize("name", broken())
+def test_what_gives_no_picture_gives_the_reason(name: str) -> None:
+    content, reason = broken()[name]
+    assert PLAIN.decode(content) == f"cannot be decoded: {reason}"
 
 
-@pytest.mark.parametrize("content", [b"", b"a text that is called .jpg\n", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_says_so_in_the_same_words_each_time(content: bytes) -> None:
-    assert PLAIN.decode(content) == PLAIN.decode(bytes(bytearray(content))) == "cannot be decoded: not a picture"
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_turned_picture_has_the_pixels_of_the_upright_one(orientation: int) -> None:
+    shown = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    upright = encoded(Image.fromarray(shown), "PNG")
+    torch.testing.assert_close(decoded(oriented("PNG", orientation, shown)), decoded(upright), rtol=0, atol=0)
+    red, green, blue = decoded(oriented("PNG", orientation, corners())).round()
+    assert [
+        (int(red[row, column]), int(green[row, column]), int(blue[row, column]))
+        for row in (1, -2)
+        for column in (1, -2)
+    ] == [
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 1, 0),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
@@ -128,12 +136,10 @@ def test_a_cut_picture_has_a_reason(kind: str, share: float) -> None:
     content = noise(kind)
     reason = PLAIN.decode(content[: int(len(content) * share)])
     assert isinstance(reason, str)
-    assert reason.startswith("cannot be decoded: ")
-    assert "0x" not in reason
+    assert reason == f"cannot be decoded: {kind} that is cut short, damaged or of an unknown kind"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "DDS"])
-@pytest.mark.filterwarnings("ignore")  # Pillow's own remarks on what it reads
 def test_damage_anywhere_gives_pixels_or_a_reason_never_an_error(kind: str) -> None:
     content, draw = noise(kind), random.Random(0)
     for _ in range(300):
@@ -148,14 +154,13 @@ def test_damage_anywhere_gives_pixels_or_a_reason_never_an_error(kind: str) -> N
             assert result.shape == (3, 32, 32)
 
 
-def test_a_bomb_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    reason = PLAIN.decode(noise("PNG"))
-    assert isinstance(reason, str)
-    assert "DecompressionBombError" in reason
-
-
 def test_what_enters_the_identity_is_all_that_decides() -> None:
     described = Transform(64, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)).describe()
-    expected = {"resize": [64, 64], "interpolation": "bicubic", "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}
-    assert described == expected
+    assert described == {
+        "resize": [64, 64],
+        "interpolation": "bicubic",
+        "orientation": "exif",
+        "transparency": "white",
+        "mean": [0.1, 0.2, 0.3],
+        "std": [1.0, 2.0, 3.0],
+    }

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pydantic import ValidationError
+from torch import Tensor
 
+from devil_pipe.stages.extract.pictures import Transform
 from devil_pipe.stages.prepare.config import DemoConfig, FolderConfig, PrepareConfig
 from devil_pipe.stages.prepare.index import Row, check_index, index_digest, read_index, read_picture, to_table
 from devil_pipe.stages.prepare.run import run
 from devil_pipe.store.errors import InputError
 
+from .odd_pictures import ORIENTATIONS, broken, encoded, oriented
 from .webdataset_fixture import jpeg
 
 
@@ -93,10 +97,41 @@ def test_broken_pictures_are_rows(pictures: Path) -> None:
     listed = b"file,caption\na.jpg,a dog\nb.JPEG,a cat\nd.jpg,x\nnone.jpg,y\nmore/c.jpg,caf\xe9\n"
     reasons = {row["key"]: row["reason"] for row in prepare(pictures, listed)}
     assert reasons["a"] == ""
-    assert reasons["b"].startswith("picture does not decode")
-    assert reasons["d"] == "not a picture"
+    assert reasons["b"] == "picture cannot be decoded: JPEG that is cut short, damaged or of an unknown kind"
+    assert reasons["d"] == "picture cannot be decoded: not a picture"
     assert reasons["none"] == "no such file"
     assert reasons["more_c"] == "caption is not UTF-8"
+
+
+def test_every_broken_file_is_a_row_in_the_words_of_the_stage_that_would_decode_it(pictures: Path) -> None:
+    whole = {"turned": oriented("JPEG", 6), "wide": encoded(Image.new("L", (40_000, 40)), "PNG")}
+    files = whole | {name.replace(" ", "-"): content for name, (content, _) in broken().items()}
+    for name, content in files.items():
+        (pictures / f"{name}.jpg").write_bytes(content)
+    listed = "file,caption\n" + "".join(f'"{name}.jpg",a dog\n' for name in files)
+    rows = {row["key"]: row for row in prepare(pictures, listed)}
+    assert [(rows[name]["width"], rows[name]["height"]) for name in whole] == [(24, 16), (40_000, 40)]
+    decode = Transform(32, (0.0,) * 3, (1.0,) * 3).decode
+    for name, (content, reason) in broken().items():
+        row = rows[name.replace(" ", "-")]
+        assert (row["status"], row["reason"]) == ("broken", f"picture cannot be decoded: {reason}")
+        assert f"picture {decode(content)}" == row["reason"]
+    assert all(isinstance(decode(content), Tensor) for content in whole.values())
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_width_and_height_are_those_of_the_picture_as_it_is_shown(pictures: Path, orientation: int) -> None:
+    (pictures / "t.jpg").write_bytes(oriented("JPEG", orientation))
+    (row,) = prepare(pictures, "file,caption\nt.jpg,four corners\n")
+    assert (row["width"], row["height"]) == (24, 16)
+
+
+def test_a_telephones_heic_says_what_to_do(pictures: Path) -> None:
+    (pictures / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    for name in ("IMG_1", "a"):
+        (pictures / f"{name}.txt").write_text("a dog")
+    rows = {row["key"]: row for row in prepare(pictures)}
+    assert "HEIC, which is not read: save it as JPEG" in rows["IMG_1"]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from devil_pipe.stages.prepare.checks import split_of
 from devil_pipe.stages.prepare.config import PrepareConfig, WebdatasetConfig
@@ -19,6 +21,7 @@ from devil_pipe.stages.prepare.index import read_index, read_mask, read_picture
 from devil_pipe.stages.prepare.run import run
 from devil_pipe.store.errors import InputError
 
+from .odd_pictures import DAMAGED, ORIENTATIONS, encoded, noise, oriented, turned
 from .webdataset_fixture import jpeg, png_mask, sample, write_shard
 
 
@@ -61,9 +64,12 @@ def test_rows_are_found_behind_a_linked_data_folder(tmp_path: Path) -> None:
 def faults() -> dict[str, tuple[dict[str, bytes], str]]:
     whole = sample("k")
     return {
-        "cut picture": (whole | {"k.jpg": whole["k.jpg"][:200]}, "picture does not decode"),
-        "text as picture": (whole | {"k.jpg": b"<html>404</html>"}, "not a picture"),
-        "no bytes": (whole | {"k.jpg": b""}, "picture is empty"),
+        "cut picture": (whole | {"k.jpg": whole["k.jpg"][:200]}, f"picture cannot be decoded: JPEG {DAMAGED}"),
+        "text as picture": (
+            whole | {"k.jpg": b"<html>404</html>"},
+            "picture cannot be decoded: not a picture: an HTML page",
+        ),
+        "no bytes": (whole | {"k.jpg": b""}, "picture cannot be decoded: an empty file"),
         "empty caption": (whole | {"k.txt": b" \n"}, "empty caption"),
         "latin-1 caption": (whole | {"k.txt": "café".encode("latin-1")}, "caption is not UTF-8"),
         "no caption": ({name: data for name, data in whole.items() if name != "k.txt"}, "no .txt"),
@@ -74,7 +80,7 @@ def faults() -> dict[str, tuple[dict[str, bytes], str]]:
         "odd split": (whole | {"k.json": b'{"split": "../x"}'}, "json: split"),
         "odd object": (whole | {"k.json": b'{"object": 3}'}, "json: object is no text"),
         "other mask": (whole | {"k.png": png_mask(8, 8)}, "mask is 8×8, picture 24×16"),
-        "no mask": (whole | {"k.png": b"none"}, "mask: not a picture"),
+        "no mask": (whole | {"k.png": b"none"}, "mask cannot be decoded: not a picture"),
     }
 
 
@@ -89,6 +95,29 @@ def test_a_broken_sample_is_a_row_with_a_reason(fault: str, tmp_path: Path) -> N
     summary = json.loads((tmp_path / "data/summary.json").read_text())
     assert summary["broken"] == {rows[1]["reason"]: 1}
     assert (summary["rows"], summary["pictures"]) == (3, 2)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_mask_belongs_to_the_picture_as_it_is_shown(orientation: int, tmp_path: Path) -> None:
+    """A mask of the stored, turned size is refused; one that is stored turned and says so is accepted."""
+    mask = np.zeros((16, 24, 3), dtype=np.uint8)
+    stored = encoded(Image.fromarray(turned(mask, orientation)), "PNG")
+    picture = oriented("JPEG", orientation)
+    masks = {"upright": png_mask(), "turned": oriented("PNG", orientation, mask), "stored": stored}
+    samples = [sample(key) | {f"{key}.jpg": picture, f"{key}.png": data} for key, data in masks.items()]
+    write_shard(tmp_path / "s/00000.tar", samples)
+    rows = prepare(tmp_path / "s", tmp_path / "data")
+    assert [(row["width"], row["height"]) for row in rows] == [(24, 16)] * 3
+    swapped = orientation >= 5
+    assert [row["reason"] for row in rows] == ["", "", "mask is 16×24, picture 24×16" if swapped else ""]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp", "avif", "gif", "bmp", "tiff", "png"])
+def test_a_sample_may_hold_any_kind_of_picture(kind: str, tmp_path: Path) -> None:
+    write_shard(tmp_path / "s/00000.tar", [{f"a.{kind}": noise(kind.upper()), "a.txt": b"noise"}])
+    (row,) = prepare(tmp_path / "s", tmp_path / "data")
+    assert (row["status"], row["width"], row["height"]) == ("ok", 24, 20)
+    assert read_picture(row, tmp_path / "data") == noise(kind.upper())
 
 
 def test_reasons_do_not_change_from_run_to_run(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def slow_map(opened: Trained, layer: LayerSpec, vectors: np.ndarray, query: str)
 def test_a_map_is_a_loop_over_locations(opened: Trained, batch_size: int) -> None:
     for layer in opened.store.layers:
         found = LikelihoodMaps(opened, 0, batch_size).maps(layer, 3, QUERIES).numpy()
-        vectors = opened.store.read(layer.name, [3])[0].reshape(layer.height, layer.width, layer.channels)
+        vectors = opened.store[layer.name].stored([3]).values[0].reshape(layer.height, layer.width, layer.channels)
         for values, query in zip(found, QUERIES, strict=True):
             assert np.allclose(values, slow_map(opened, layer, vectors, query), atol=2e-4)
 
@@ -66,7 +66,7 @@ def test_a_map_is_a_loop_over_locations(opened: Trained, batch_size: int) -> Non
 def test_a_grid_averages_whole_blocks_before_reading(opened: Trained) -> None:
     fine, coarse = opened.store.layers
     maps = LikelihoodMaps(opened, 2, 64)
-    vectors = opened.store.read(fine.name, [3])[0].astype(np.float64).reshape(4, 4, -1)
+    vectors = opened.store[fine.name].stored([3]).values[0].astype(np.float64).reshape(4, 4, -1)
     blocks = vectors.reshape(2, 2, 2, 2, -1).mean(axis=(1, 3))
     assert np.allclose(maps.locations(fine, 3).numpy(), blocks, atol=1e-5)
     assert np.allclose(

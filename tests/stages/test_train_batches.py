@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from devil_pipe.stages.train.batches import Batch, BatchSource, Example, epoch_order, whole_features
+from devil_pipe.stages.train import batches
+from devil_pipe.stages.train.batches import (
+    Batch,
+    BatchSource,
+    Example,
+    epoch_order,
+    shards_a_window,
+    whole_features,
+    windows_order,
+)
 from devil_pipe.stages.train.config import DropoutConfig
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.place import Span
+from devil_pipe.store.reader import FeatureStore
 
 from .. import tiny
 
@@ -20,11 +36,11 @@ ROWS = 40
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     root = tmp_path_factory.mktemp("batches")
     rows = tiny.pictures(root / "data")
     tiny.store(root / "store", rows, "no index")
-    return StoreReader(root / "store")
+    return FeatureStore(root / "store")
 
 
 def examples() -> list[Example]:
@@ -33,9 +49,15 @@ def examples() -> list[Example]:
     return [Example(row, (number, *range(row % 7))) for number, (row, _) in enumerate(pairs)]
 
 
-def source(store: StoreReader, seed: int = 0, share: tuple[int, int] = (0, 1), **dropout: float) -> BatchSource:
+def source(store: FeatureStore, seed: int = 0, share: tuple[int, int] = (0, 1), **dropout: float) -> BatchSource:
     chosen = DropoutConfig(**dropout) if dropout else DropoutConfig()
     return BatchSource(store, examples(), chosen, batch_size=8, window=2, seed=seed, share=share)
+
+
+def in_windows(store: FeatureStore, **changes: Any) -> BatchSource:
+    """Windows of two of the store's shards of 16 rows."""
+    values = {"batch_size": 8, "window": 2, "seed": 0, "window_shards": 2, **changes}
+    return BatchSource(store, examples(), DropoutConfig(), **values)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -83,7 +105,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_a_batch_is_a_function_of_seed_and_step(store: StoreReader) -> None:
+def test_a_batch_is_a_function_of_seed_and_step(store: FeatureStore) -> None:
     steps = [0, 25, 3, 11, 12, 25]
     forward = {step: source(store).draw(step) for step in steps}
     one = source(store)
@@ -91,14 +113,14 @@ def test_a_batch_is_a_function_of_seed_and_step(store: StoreReader) -> None:
     assert not same(source(store, seed=1).draw(3), forward[3])
 
 
-def test_the_stream_draws_ahead_what_each_step_draws(store: StoreReader) -> None:
+def test_the_stream_draws_ahead_what_each_step_draws(store: FeatureStore) -> None:
     found = list(source(store).stream(7, 14))
     assert [step for step, _ in found] == list(range(7, 14))
     assert all(same(batch, source(store).draw(step)) for step, batch in found)
     assert list(source(store).stream(5, 5)) == []
 
 
-def test_steps_of_an_epoch_show_every_caption_once(store: StoreReader) -> None:
+def test_steps_of_an_epoch_show_every_caption_once(store: FeatureStore) -> None:
     count = len(examples())
     epoch = -(-count // 8)
     for start in (0, epoch):
@@ -107,7 +129,7 @@ def test_steps_of_an_epoch_show_every_caption_once(store: StoreReader) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_a_batch_without_overlap(store: StoreReader, processes: int) -> None:
+def test_processes_share_a_batch_without_overlap(store: FeatureStore, processes: int) -> None:
     for step in range(5):
         whole = Counter(source(store).draw(step).captions)
         parts = [source(store, share=(rank, processes)).draw(step).captions for rank in range(processes)]
@@ -115,35 +137,172 @@ def test_processes_share_a_batch_without_overlap(store: StoreReader, processes: 
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_processes_drop_independently(store: StoreReader) -> None:
+def test_processes_drop_independently(store: FeatureStore) -> None:
     """The two halves of a batch do not get one and the same mask."""
     keeps = [source(store, share=(rank, 2), layer=0.5).draw(step).keep for step in range(8) for rank in (0, 1)]
     pairs = zip(keeps[::2], keeps[1::2], strict=True)
     assert any(not torch.equal(one[: len(other)], other[: len(one)]) for one, other in pairs)
 
 
-def test_without_dropout_features_are_the_stores_means(store: StoreReader) -> None:
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
+    """The same store where every read is a round trip."""
+    root = f"memory://{uuid.uuid4().hex}"
+    tiny.store(f"{root}/store", tiny.pictures(tmp_path_factory.mktemp("far")), "no index")  # type: ignore[arg-type]
+    yield FeatureStore(f"{root}/store")
+    fsspec.filesystem("memory").rm(root, recursive=True)
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_a_permutation_is_drawn_sorted_and_drawn_as_ever(epoch: int) -> None:
+    """Runs that were begun go on as they were: the order of a local store's epochs, spelled out without arrays."""
+    random = np.random.default_rng([5, epoch])
+    shuffled = random.permutation(101).tolist()
+    windows = [sorted(shuffled[begin : begin + 24], key=lambda one: LENGTHS[one]) for begin in range(0, 101, 24)]
+    batches = [window[begin : begin + 8] for window in windows for begin in range(0, len(window), 8)]
+    expected = [batches[place] for place in random.permutation(len(batches))]
+    assert [batch.tolist() for batch in epoch_order(LENGTHS, 8, 3, seed=5, epoch=epoch)] == expected
+
+
+def test_auto_takes_windows_where_the_store_is_far(store: FeatureStore, far: FeatureStore) -> None:
+    assert [shards_a_window("auto", 5, one) for one in (store, far)] == [0, 5]
+    assert [shards_a_window("permutation", 5, one) for one in (store, far)] == [0, 0]
+    assert [shards_a_window("windows", 5, one) for one in (store, far)] == [5, 5]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=8), st.integers(1, 12), st.integers(1, 4))
+def test_batches_of_windows_are_whole_and_sorted_inside_their_window(sizes: list[int], size: int, group: int) -> None:
+    starts = np.cumsum([0, *sizes])
+    members = [np.arange(*pair) for pair in pairwise(starts)]
+    lengths = np.random.default_rng(1).integers(1, 30, int(starts[-1]))
+    planned = windows_order(members, lengths, size, group, np.random.default_rng(0))
+    batches = [batch for window in planned for batch in window]
+    assert len(planned) == len(members)
+    assert sorted(item for batch in batches for item in batch.tolist()) == list(range(starts[-1]))
+    assert sorted(map(len, batches), reverse=True)[: int(starts[-1]) // size] == [size] * (int(starts[-1]) // size)
+    left: set[int] = set()
+    for window, more in zip(planned, members, strict=True):
+        inside = {item for batch in window for item in batch.tolist()}
+        assert inside <= left | set(more.tolist()), "an example is seen in its window, or left over for the next"
+        left = (left | set(more.tolist())) - inside
+        assert len(left) < size
+        assert all(sorted(lengths[batch]) == lengths[batch].tolist() for batch in window)
+    assert not left
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 5), st.integers(1, 20), st.integers(1, 4), st.integers(0, 2))
+def test_windows_show_every_caption_once_to_any_number_of_processes(
+    store: FeatureStore, processes: int, batch: int, window_shards: int, epoch: int
+) -> None:
+    """And every process makes as many steps: one whose share of the last batch is empty sees a caption again."""
+    count = len(examples())
+    steps = range(epoch * -(-count // batch), (epoch + 1) * -(-count // batch))
+    seen: Counter[Example] = Counter()
+    for rank in range(processes):
+        made = in_windows(store, batch_size=batch, window_shards=window_shards, share=(rank, processes))
+        sizes = [len(range(rank, size, processes)) for size in [batch] * (len(steps) - 1) + [(count - 1) % batch + 1]]
+        mine = [made.members(step) for step in steps]
+        assert sorted(map(len, mine)) == sorted(max(size, 1) for size in sizes)
+        seen.update(example for step in mine for example in step)
+        empty = sizes.count(0)
+        seen -= Counter(example for step in mine[len(steps) - empty :] for example in step)
+    assert seen == Counter(examples())
+
+
+def test_windows_are_a_function_of_seed_and_step(store: FeatureStore) -> None:
+    steps = [0, 25, 3, 11, 12, 25]
+    forward = {step: in_windows(store).draw(step) for step in steps}
+    one = in_windows(store)
+    assert all(same(one.draw(step), forward[step]) for step in reversed(steps))
+    assert not same(in_windows(store, seed=1).draw(3), forward[3])
+
+
+@pytest.mark.parametrize("start", [0, 4, 13])
+def test_a_far_store_streams_what_a_near_one_does_wherever_it_begins(
+    store: FeatureStore, far: FeatureStore, start: int
+) -> None:
+    """Over two ends of epochs; 80 captions are ten steps."""
+    found = list(in_windows(far, window_shards=1).stream(start, start + 21))
+    assert [step for step, _ in found] == list(range(start, start + 21))
+    near = in_windows(store, window_shards=1)
+    assert all(same(batch, near.draw(step)) for step, batch in found)
+
+
+def test_a_far_epoch_asks_for_each_shard_once(far: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    behind = getattr(far.place, "behind", far.place)
+    answer = behind.spans
+
+    def spans(wanted: list[Span]) -> list[np.ndarray]:
+        asked.extend(span.name for span in wanted)
+        return answer(wanted)
+
+    monkeypatch.setattr(behind, "spans", spans)
+    made = in_windows(far, window_shards=1)
+    steps = -(-len(examples()) // 8)
+    assert len(list(made.stream(0, steps))) == steps
+    shards = {example.row // 16 for example in examples()}
+    assert sorted(asked) == sorted(far.file(layer.name, shard) for layer in far.layers for shard in shards)
+
+
+def test_a_stream_that_is_left_lets_go_of_its_window(far: FeatureStore) -> None:
+    stream = in_windows(far).stream(0, 100)
+    next(stream)
+    assert far.place.held.files  # type: ignore[attr-defined]
+    stream.close()  # type: ignore[attr-defined]
+    assert not far.place.held.files  # type: ignore[attr-defined]
+
+
+def test_a_disk_that_is_waited_for_is_asked_ahead_and_memory_is_not(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For 64 steps after the last wait, and after opening: always for the rows of the step that comes next."""
+    made, waited, asked = source(store), [0], []
+    monkeypatch.setattr(batches, "_pages_waited_for", lambda: waited[0])
+    monkeypatch.setattr(store, "prefetch", asked.append)
+
+    def rows(steps: range) -> list[list[int]]:
+        return [[example.row for example in made.members(step)] for step in steps]
+
+    list(made.stream(0, 100))
+    assert asked == rows(range(1, 65))
+    asked.clear()
+    draw = made.draw
+
+    def slow_at_70(step: int) -> Batch:
+        waited[0] += step == 70
+        return draw(step)
+
+    monkeypatch.setattr(made, "draw", slow_at_70)
+    list(made.stream(0, 100))
+    assert asked == rows(range(1, 65)) + rows(range(72, 100))
+
+
+def test_without_dropout_features_are_the_stores_means(store: FeatureStore) -> None:
     made = source(store, spatial=0.0, layer=0.0)
     batch, members = made.draw(2), made.members(2)
     assert batch.captions == [item.caption for item in members]
     assert bool(batch.keep.all())
     for layer, found in zip(store.layers, batch.features, strict=True):
-        slow = [store.read(layer.name, [item.row])[0].astype(np.float64).mean(axis=0) for item in members]
+        slow = [store[layer.name].stored([item.row]).values[0].astype(np.float64).mean(axis=0) for item in members]
         assert np.allclose(found.numpy(), slow, atol=1e-6)
 
 
-def test_every_example_keeps_a_layer(store: StoreReader) -> None:
+def test_every_example_keeps_a_layer(store: FeatureStore) -> None:
     made = source(store, spatial=0.5, layer=0.9)
     assert all(bool(made.draw(step).keep.any(dim=1).all()) for step in range(20))
 
 
-def test_whole_features_are_plain_means_however_they_are_read(store: StoreReader) -> None:
+def test_whole_features_are_plain_means_however_they_are_read(store: FeatureStore) -> None:
     rows = [5, 0, 17, 5, 33]
     for layer, whole, parts in zip(
         store.layers, whole_features(store, rows), whole_features(store, rows, size=2), strict=True
     ):
         slow = [
-            np.mean([place.astype(np.float64) for place in store.read(layer.name, [row])[0]], axis=0) for row in rows
+            np.mean([place.astype(np.float64) for place in store[layer.name].stored([row]).values[0]], axis=0)
+            for row in rows
         ]
         assert np.allclose(whole.numpy(), slow, atol=1e-6)
         assert torch.equal(whole, parts)

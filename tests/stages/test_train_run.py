@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from devil_pipe.stages.train.config import PhaseConfig, TrainConfig, WarmupConfi
 from devil_pipe.stages.train.language_model import LanguageModel
 from devil_pipe.stages.train.run import run as train
 from devil_pipe.store.errors import InputError
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.reader import FeatureStore
 
 from .. import tiny
 
@@ -131,12 +132,12 @@ def validation_loss(config: TrainConfig) -> float:
     model = LanguageModel(
         card.language_model, device=torch.device("cpu"), dtype=torch.float32, repeats=card.prefix_repeats
     )
-    store, index = StoreReader(config.store), read_index(config.data_dir / "index.parquet").to_pylist()
+    store, index = FeatureStore(config.store), read_index(config.data_dir / "index.parquet").to_pylist()
     keep = torch.ones(1, len(store.layers), dtype=torch.bool)
     nats, tokens = 0.0, 0
     for row, entry in enumerate(index):
         if entry["split"] == "val":
-            maps = [store.read(layer.name, [row])[0].astype("float32") for layer in store.layers]
+            maps = [store[layer.name].stored([row]).values[0].astype("float32") for layer in store.layers]
             prefix = translator([torch.from_numpy(item.mean(axis=0))[None] for item in maps], keep)
             summed, count = model.token_losses(prefix, model.encode(entry["captions"]))
             nats, tokens = nats + float(summed), tokens + int(count)
@@ -166,6 +167,31 @@ def test_a_finished_run_is_not_trained_again(run: Run, tmp_path: Path, monkeypat
     monkeypatch.setattr(loop.Loop, "_step", lambda *_: pytest.fail("a step was taken"))
     train(config)
     assert (weights(config.out), lines(config.out)) == before
+
+
+def test_a_stopped_run_on_a_far_store_is_one_in_windows_on_a_near_one(run: Run, tmp_path: Path) -> None:
+    """The same files where every read is a round trip; `auto` then takes the windows that `near` was told to take."""
+    far = f"memory://{tmp_path.name}"
+    memory = fsspec.filesystem("memory")
+    memory.put(str(run.train.store), far, recursive=True)
+    near = moved(run.train, tmp_path / "near", order="windows", window_shards=2)
+    train(near)
+    stopped = moved(run.train, tmp_path / "far", store=far, window_shards=2)
+    stopped_and_resumed(stopped, 8)
+    memory.rm(far, recursive=True)
+    assert weights(stopped.out) == weights(near.out)
+    assert lines(stopped.out) == lines(near.out)
+    other = moved(run.train, tmp_path / "other")
+    train(other)
+    assert weights(other.out) != weights(near.out), "another order is another run"
+
+
+def test_the_permutation_of_a_near_store_is_one_run_whoever_asked_for_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(moved(run.train, tmp_path / "run"))
+    monkeypatch.setattr(loop.Loop, "_step", lambda *_: pytest.fail("a step was taken"))
+    train(moved(run.train, tmp_path / "run", order="permutation", window_shards=3))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +228,7 @@ def test_without_warm_up_prefix_tokens_keep_their_length(run: Run, tmp_path: Pat
 def test_index_and_store_must_belong_together(run: Run, tmp_path: Path) -> None:
     rows = tiny.pictures(tmp_path / "data")
     tiny.store(tmp_path / "store", rows[:-2], "another index")
-    config = run.train.model_copy(update={"store": tmp_path / "store", "out": tmp_path / "out"})
+    config = run.train.model_copy(update={"store": str(tmp_path / "store"), "out": tmp_path / "out"})
     with pytest.raises(InputError, match=f"expected the {len(rows) - 2} rows of .*, got {len(rows)}"):
         train(config)
 

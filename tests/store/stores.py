@@ -1,15 +1,16 @@
-"""Small stores of random maps, and their shard files taken apart as SPEC.md says, without our reader."""
+"""Small stores of random numbers, and their shard files taken apart as SPEC.md says, without our reader."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from devil_pipe.store.schema import Identity, LayerSpec
+from devil_pipe.store.place import Root
+from devil_pipe.store.schema import BOUNDS, Encoding, Identity, LayerSpec
 from devil_pipe.store.writer import StoreWriter
 
 LAYERS = (
@@ -18,7 +19,15 @@ LAYERS = (
 )
 
 
-def identity(rows: int = 7, **changes: Any) -> Identity:
+ENCODINGS = [whole + codec for whole in ("float16", "uint8", "partition:3", "pool:1") for codec in ("", "+zstd")]
+
+KEPT = {"store-1.1-float16": "float16", "store-1.1-uint8-zstd": "uint8+zstd", "store-1.1-partition": "partition:3"}
+KEPT_SEED, KEPT_SHARD_ROWS = 10, 4
+KEPT_INVALID = {1: "cannot be decoded: not a picture", 6: "gone"}
+"""The stores of released versions in data/, and of what they were made."""
+
+
+def identity(rows: int = 7, encoding: str = "float16", **changes: Any) -> Identity:
     values: dict[str, Any] = {
         "backbone": "some",
         "weights": "random:0",
@@ -26,30 +35,53 @@ def identity(rows: int = 7, **changes: Any) -> Identity:
         "transform": {"resize": [8, 8]},
         "index": "0" * 64,
         "rows": rows,
+        "encoding": encoding,
+        "dtype": Encoding.parse(encoding).values,
     }
     return Identity(**values | changes)
 
 
 def random_maps(of: Identity, seed: int = 0) -> dict[str, np.ndarray]:
-    """Float16 [N, H·W, C] of each layer, with the type's extreme values and −0 among them."""
+    """[N, places, C] of each array; float16 ones have the type's extreme values and −0 among them."""
     draw = np.random.default_rng(seed)
-    maps = {}
-    for layer in of.layers:
-        values = draw.normal(0, 100, (of.rows, layer.locations, layer.channels)).astype(np.float16)
+    maps: dict[str, np.ndarray] = {}
+    for array in of.arrays:
+        shape = (of.rows, *array.shape)
+        if array.dtype == "uint8":
+            maps[array.name] = draw.integers(0, 256, shape, dtype=np.uint8)
+            continue
+        values = draw.normal(0, 100, shape).astype(np.float16)
         values.flat[:4] = np.array([65504, -65504, -0.0, 6e-8], dtype=np.float16)
-        maps[layer.name] = values
+        maps[array.name] = np.sort(values, axis=1) if array.name.endswith(BOUNDS) else values
     return maps
 
 
+def keys(of: Identity) -> list[str]:
+    """A key for each row, one of them beyond ASCII, one empty."""
+    return [["picture", "Bild ", "é/", ""][row % 4] + str(row) * (row != 3) for row in range(of.rows)]
+
+
 def write_store(
-    root: Path, of: Identity, maps: Mapping[str, np.ndarray], shard_rows: int, invalid: Mapping[int, str] | None = None
+    root: Root,
+    of: Identity,
+    maps: Mapping[str, np.ndarray],
+    shard_rows: int,
+    invalid: Mapping[int, str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> StoreWriter:
-    """Write every missing shard and the manifest."""
+    """Write every missing shard and the manifest; `names` are the rows' keys."""
     writer = StoreWriter(root, of, shard_rows)
     for shard in writer.missing_shards():
         write_one(writer, shard, maps, invalid)
-    writer.finalise()
+    writer.finalise(names)
     return writer
+
+
+def write_kept(root: Path) -> None:
+    """Write every store of the newest version that is kept in data/."""
+    for name, encoding in KEPT.items():
+        of = identity(7, encoding)
+        write_store(root / name, of, random_maps(of, KEPT_SEED), KEPT_SHARD_ROWS, KEPT_INVALID, keys(of))
 
 
 def write_one(
@@ -58,6 +90,11 @@ def write_one(
     rows = writer.ranges[shard]
     part = {name: values[rows.start : rows.stop] for name, values in maps.items()}
     writer.write_shard(shard, part, {row: why for row, why in (invalid or {}).items() if row in rows})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def crc32c(content: bytes) -> int:
@@ -74,4 +111,4 @@ def index_of(content: bytes, shard_rows: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of each row of a shard file, from its end."""
     table = content[-16 * shard_rows - 4 : -4]
     assert crc32c(table) == struct.unpack("<I", content[-4:])[0]
-    return struct.iter_unpack("<QQ", table)  # type: ignore[return-value]
+    return struct.iter_unpack("<QQ", table)

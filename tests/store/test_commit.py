@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,11 @@ import pytest
 import zarr
 
 from devil_pipe.store.errors import InputError
-from devil_pipe.store.reader import StoreReader
+from devil_pipe.store.reader import FeatureStore
 from devil_pipe.store.writer import StoreWriter
 
 from ..small_disk import small_disk
-from .stores import identity, random_maps, write_one, write_store
+from .stores import files, identity, random_maps, write_one, write_store
 
 OF = identity(7)
 MAPS = random_maps(OF)
@@ -30,19 +31,16 @@ def undisturbed(tmp_path: Path) -> bytes:
     return (tmp_path / "undisturbed/manifest.json").read_bytes()
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("harm", ["marker gone", "shard gone", "shard cut", "shard longer", "layer gone"])
 def test_a_harmed_shard_alone_is_written_again(tmp_path: Path, undisturbed: bytes, harm: str) -> None:
     writer = write_store(tmp_path / "s", OF, MAPS, 3, INVALID)
     assert writer.missing_shards() == []
     before = files(tmp_path / "s")
-    path = writer.folder / "coarse/c/1/0/0"
+    folder = tmp_path / "s" / writer.folder
+    path = folder / "coarse/c.1.0.0"
     match harm:
         case "marker gone":
-            writer.marker(1).unlink()
+            (tmp_path / "s" / writer.marker(1)).unlink()
         case "shard gone":
             path.unlink()
         case "shard cut":
@@ -50,16 +48,19 @@ def test_a_harmed_shard_alone_is_written_again(tmp_path: Path, undisturbed: byte
         case "shard longer":
             path.write_bytes(path.read_bytes() + b"\0")
         case "layer gone":
-            path.unlink()
-            path.parent.rmdir()
-    kept = (writer.folder / "coarse/c/0/0/0").stat().st_mtime_ns
-    assert StoreWriter(tmp_path / "s", OF, 3).missing_shards() == [1]
-    with pytest.raises(InputError, match=r"shards \[1\] of 3 are not committed"):
+            shutil.rmtree(path.parent)
+    missing = [0, 1, 2] if harm == "layer gone" else [1]
+    if harm != "layer gone":
+        kept = (folder / "coarse/c.0.0.0").stat().st_mtime_ns
+    assert StoreWriter(tmp_path / "s", OF, 3).missing_shards() == missing
+    shown = rf"{len(missing)} of 3 shards are not committed \({', '.join(map(str, missing))}\)"
+    with pytest.raises(InputError, match=shown):
         writer.finalise()
     write_store(tmp_path / "s", OF, MAPS, 3, INVALID)
     assert files(tmp_path / "s") == before
     assert (tmp_path / "s/manifest.json").read_bytes() == undisturbed
-    assert (writer.folder / "coarse/c/0/0/0").stat().st_mtime_ns == kept
+    if harm != "layer gone":
+        assert (folder / "coarse/c.0.0.0").stat().st_mtime_ns == kept
 
 
 def test_shards_in_any_order_by_several_writers(tmp_path: Path, undisturbed: bytes) -> None:
@@ -75,17 +76,17 @@ def test_shards_in_any_order_by_several_writers(tmp_path: Path, undisturbed: byt
 def test_an_unfinished_store_cannot_be_opened(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "s", OF, 3)
     write_one(writer, 0, MAPS)
-    with pytest.raises(InputError, match=r"shards \[1, 2\] of 3"):
+    with pytest.raises(InputError, match=r"2 of 3 shards are not committed \(1, 2\)"):
         writer.finalise()
     with pytest.raises(InputError, match="expected a finished store"):
-        StoreReader(tmp_path / "s")
+        FeatureStore(tmp_path / "s")
 
 
 def test_what_a_killed_run_left_half_written_is_cleared(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "s", OF, 3)
-    half = writer.folder / "fine/c/1/0/.0.4711.partial"
-    half.parent.mkdir(parents=True)
-    half.write_bytes(b"half")
+    for half in (f"{writer.folder}/fine/.c.1.0.0.4711.partial", f"commits/{writer.folder}/.000001.json.4711.partial"):
+        (tmp_path / "s" / half).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "s" / half).write_bytes(b"half")
     assert writer.missing_shards() == [0, 1, 2]
     write_store(tmp_path / "s", OF, MAPS, 3)
     assert not list((tmp_path / "s").rglob("*.partial"))
@@ -126,12 +127,13 @@ def files_up_to(size: int) -> Iterator[None]:
 def test_a_refused_write_commits_nothing(tmp_path: Path) -> None:
     of = identity(9)
     maps = random_maps(of)
-    writer = StoreWriter(tmp_path / "s", of, 3)
+    root = tmp_path / "s"
+    writer = StoreWriter(root, of, 3)
     write_one(writer, 0, maps)
     with files_up_to(200), pytest.raises(OSError, match="while writing") as caught:
         write_one(writer, 1, maps)
-    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(writer.folder / "fine/c/1/0/0"))
-    assert not list(writer.folder.rglob("*.partial"))
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(root / writer.folder / "fine/c.1.0.0"))
+    assert not list(root.rglob("*.partial"))
     assert writer.missing_shards() == [1, 2]
     # a shard that was whole before counts no longer once its second write has failed
     with files_up_to(200), pytest.raises(OSError, match="while writing"):
@@ -159,12 +161,12 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path: Path) -> None:
         assert 0 < len(missing) < 10
         assert not list(root.rglob("*.partial"))
         for layer in of.layers:
-            plain = zarr.open_array(writer.folder / layer.name, mode="r")
+            plain = zarr.open_array(root / writer.folder / layer.name, mode="r")
             for shard in set(range(10)) - set(missing):
                 rows = slice(4 * shard, 4 * shard + 4)
                 np.testing.assert_array_equal(plain[rows], maps[layer.name][rows])
         with pytest.raises(InputError, match="expected a finished store"):
-            StoreReader(root)
+            FeatureStore(root)
         resize(10_000)
         write_store(root, of, maps, 4)
         assert (root / "manifest.json").read_bytes() == (tmp_path / "undisturbed/manifest.json").read_bytes()
