@@ -1,7 +1,7 @@
 """Stage one's wall time beside decoding alone and the backbone alone: the same pictures, batches and threads.
 
-What the larger of the two can do without the other is the least that a worker may take; all else it does has to fit
-beside that. Processor seconds stand beside the wall's: where all cores are busy, overlapping has nothing left to give.
+Processor seconds stand beside the wall's: where every core is busy, doing two things at once has nothing left to give,
+and the sum of both parts' processor seconds over the number of cores is the least that can be reached.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from devil_pipe.stages.extract.layers import Taps
 from devil_pipe.stages.extract.worker import Times, Worker
 from devil_pipe.store.writer import StoreWriter
 
-ROWS, ROUNDS = 1024, 7
+ROWS, ROUNDS = 512, 5
 DECODE, FORWARD, MAKE = "decoding alone", "backbone alone", "Worker.make"
 
 
@@ -79,7 +79,10 @@ def main() -> None:
         seconds = interleaved({way: processor_seconds(run, busy[way]) for way, run in ways.items()}, ROUNDS)
         runtime = stage.worker.runtime
     larger = max((DECODE, FORWARD), key=lambda way: statistics.median(seconds[way]))
-    ratio = statistics.median(make / alone for make, alone in zip(seconds[MAKE], seconds[larger], strict=True))
+    over = {
+        alone: round(statistics.median(a / b for a, b in zip(seconds[MAKE], seconds[alone], strict=True)), 3)
+        for alone in (DECODE, FORWARD)
+    }
     spent = {
         kind: round(statistics.median(times.as_dict()[kind] for times in stage.times[1:]), 3)
         for kind in stage.times[0].as_dict()
@@ -89,7 +92,7 @@ def main() -> None:
         base=larger,
         unit="pictures",
         ways=rates(seconds, larger, ROWS),
-        wall_over_the_larger=round(ratio, 3),
+        wall_over=over,
         processor_seconds={way: round(statistics.median(values[1:]), 3) for way, values in busy.items()},
         where_the_time_went=spent,
         rounds=ROUNDS,
@@ -97,7 +100,8 @@ def main() -> None:
         backbone="effnet_lite0, float32, layers s8 s16 s32",
     )
     told = ", ".join(f"{way} {statistics.median(values):.2f} s" for way, values in seconds.items())
-    print(f"extraction: {told}: {ratio:.2f} times {larger}; {', '.join(f'{k} {v:.2f} s' for k, v in spent.items())}")
+    kinds = ", ".join(f"{kind} {value:.2f} s" for kind, value in spent.items())
+    print(f"extraction: {told}: {over[larger]:.2f} times {larger}; {kinds}")
 
 
 if __name__ == "__main__":

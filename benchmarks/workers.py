@@ -24,7 +24,7 @@ from devil_pipe.stages.common.progress import Mode, speak
 from devil_pipe.stages.extract import cluster
 from devil_pipe.stages.extract.worker import Worker
 
-ROWS, SHARD_ROWS, ROUNDS = 1024, 64, 5
+ROWS, SHARD_ROWS, ROUNDS = 512, 32, 5
 
 
 class Workers:

@@ -134,8 +134,8 @@ def kill(process: int, number: signal.Signals = signal.SIGKILL) -> None:
             os.kill(process, number)
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until something holds. Fails where it does not in that time."""
+def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
+    """Wait until something holds. Fails where it does not in that time, which is long: machines may be busy."""
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit, "it did not happen in time"

@@ -93,7 +93,12 @@ class Commands:
         self._server.stdin.flush()
         child = int(self._line())
         if meanwhile is not None:
-            meanwhile(child)
+            try:
+                meanwhile(child)
+            except BaseException:
+                os.kill(child, signal.SIGKILL)
+                self._line()  # so that the next command reads its own answer
+                raise
         if kill_after is not None:
             limit = time.monotonic() + 60
             while not counted_from() and time.monotonic() < limit:

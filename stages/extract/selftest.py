@@ -5,18 +5,21 @@ The pictures are scikit-image's photographs of a cup of coffee and of a cat, whi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from PIL import Image
 from torch import nn
 
-from devil_pipe.stages.extract.backbones import Backbone
+from devil_pipe.stages.extract.backbones import Backbone, Tap
+from devil_pipe.stages.extract.layers import Taps
 from devil_pipe.stages.extract.pictures import Transform
 from devil_pipe.store.errors import InputError
 
 # Whatever size is extracted: sound weights misread pictures of a third of the size they were trained at.
 _TRAINED_AT = 224
+TOLERANCE = 0.02  # how far features in a shorter number type may be from float32's, relative
 # ImageNet-1k class numbers that a sound classifier gives; several, as cats and cups have neighbours.
 _IMAGENET = {
     "coffee": {967: "espresso", 504: "coffee mug", 968: "cup"},
@@ -35,6 +38,28 @@ def check(backbone: Backbone, transform: Transform) -> str:
         return "self-test skipped: random weights"
     transform = replace(transform, size=_TRAINED_AT)
     return _clip(backbone, transform) if backbone.spec.test == "clip" else _imagenet(backbone, transform)
+
+
+def precision(backbone: Backbone, transform: Transform, taps: Sequence[Tap], compute: str) -> str:
+    """Compare each layer's map of known pictures in a shorter number type with float32; returns a line about it.
+
+    Raises:
+        InputError: a layer is further off than `TOLERANCE`, as the length of the difference over that of the map.
+    """
+    device = next(backbone.module.parameters()).device
+    pixels = torch.cat([_pixels(name, transform, device) for name in _CLIP])
+    with Taps(backbone.module, taps) as read, torch.inference_mode():
+        exact = {name: maps.float().clone() for name, maps in read(pixels).items()}
+        with torch.autocast(device.type, dtype=getattr(torch, compute)):
+            short = {name: maps.float() for name, maps in read(pixels).items()}
+    off = {name: float((short[name] - maps).norm() / maps.norm()) for name, maps in exact.items()}
+    told = ", ".join(f"{name} {value:.2%}" for name, value in off.items())
+    if not max(off.values()) <= TOLERANCE:  # NaN is no pass
+        raise InputError(
+            f"compute: {compute} changes the features of {backbone.spec.name} by more than {TOLERANCE:.0%} ({told}); "
+            "take float32, or another type"
+        )
+    return f"features in {compute} against float32: {told} apart, at most {TOLERANCE:.0%} is taken"
 
 
 def _pixels(name: str, transform: Transform, device: torch.device) -> torch.Tensor:

@@ -43,7 +43,7 @@ class Job:
     """Both as JSON: a worker of another version says so instead of failing somewhere."""
 
     threads: int
-    """Of the backbone on a CPU; 0: as many as the worker was started with."""
+    """Of the backbone on a CPU; 0: as many as the worker or OMP_NUM_THREADS says, whichever is more."""
 
     spread: bool
     """Whether the workers share out this machine's GPUs by their numbers."""
@@ -71,8 +71,11 @@ def make_shards(job: Job, number: int, shards: Sequence[int]) -> dict[str, float
             `Worker.make`.
         OSError: as `Worker.make`.
     """
+    import torch
+
     dask_worker = get_worker()
     with _one_at_a_time:
+        torch.set_num_threads(job.threads or max(dask_worker.state.nthreads, torch.get_num_threads()))
         worker = _worker(job, dask_worker)
         todo = [shard for shard in shards if not worker.writer.is_committed(shard)]
         there = sum(len(worker.writer.ranges[shard]) for shard in set(shards) - set(todo))
@@ -112,7 +115,6 @@ def _worker(job: Job, dask_worker: Any) -> Worker:
     from devil_pipe.stages.extract.worker import Worker
 
     speak(Mode.QUIET)
-    torch.set_num_threads(job.threads or dask_worker.state.nthreads)
     here = f"worker {dask_worker.address} on {socket.gethostname()}"
     config = ExtractConfig.model_validate_json(job.config)
     if job.spread and config.runtime.device in ("auto", "cuda"):

@@ -97,6 +97,8 @@ class Worker:
         if check:
             log(selftest.check(self.backbone, self.transform))
         self.taps = choose(self.backbone.spec, config.layers)
+        if check and config.compute != "float32":
+            log(selftest.precision(self.backbone, self.transform, self.taps, config.compute))
         self.identity = Identity(
             backbone=config.backbone,
             weights=self.backbone.weights,

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from distributed import Client
 
-from devil_pipe.stages.extract import cluster
+from devil_pipe.stages.common.progress import Mode, speak
+from devil_pipe.stages.extract import cluster, task
 from devil_pipe.stages.extract.config import ExtractConfig, Runtime
 from devil_pipe.stages.extract.run import run
 from devil_pipe.stages.extract.worker import Worker
 from devil_pipe.stages.prepare.index import read_index, write_index
 from devil_pipe.store.errors import InputError
 from devil_pipe.store.reader import FeatureStore
+from devil_pipe.store.schema import Identity
 
 from ..dask_processes import DaskProcesses, kill, wait_until
 from .test_extract_run import config, spoil
@@ -154,6 +158,76 @@ def test_a_task_needs_a_gpu_where_workers_offer_one(tiny_data: Data, dask: DaskP
         loaded = {names[address] for address, yes in client.run(has_loaded).items() if yes}
     kill(dask.workers.pop())
     assert loaded == {"with a GPU"}
+
+
+def test_processes_share_out_the_gpus(tiny_data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed to see which device a worker would take."""
+    settings = alone(tiny_data(count=4), "store")
+    identity = Worker(settings).identity
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    devices = {"auto": 2, "cuda": 2, "cuda:1": 1, "cpu": 0}
+    counted = {}
+    taken = {}
+    for device in devices:
+        wanted = settings.model_copy(update={"runtime": Runtime(device=device, workers=4)})
+        counted[device] = cluster._gpus(wanted)
+        job = task.Job("name", wanted.model_dump_json(), identity.model_dump_json(), threads=1, spread=True)
+        for name in range(2):
+            with pytest.MonkeyPatch.context() as patch:
+                made: list[ExtractConfig] = []
+
+                def fake(of: ExtractConfig, made: list[ExtractConfig] = made) -> FakeWorker:
+                    made.append(of)
+                    return FakeWorker(identity)
+
+                patch.setattr("devil_pipe.stages.extract.worker.Worker", fake)
+                task._worker(job, FakeDaskWorker(name))
+                speak(Mode.HUMAN)
+                task._loaded.clear()
+            taken[device, name] = made[0].runtime.device
+    assert counted == devices
+    assert taken == {
+        **{("auto", name): f"cuda:{name}" for name in range(2)},
+        **{("cuda", name): f"cuda:{name}" for name in range(2)},
+        **{(device, name): device for device in ("cuda:1", "cpu") for name in range(2)},
+    }
+
+
+@dataclass
+class FakeWorker:
+    identity: Identity
+
+
+@dataclass
+class FakeDaskWorker:
+    name: int
+    address: str = "here"
+
+
+def test_a_worker_of_several_threads_makes_one_task_at_a_time(tiny_data: Data, processes: DaskProcesses) -> None:
+    """Several would read each other's feature maps out of one backbone. Four threads round otherwise than one."""
+    data = tiny_data(count=24)
+    processes.stop()
+    processes.start(workers=0).add("--nthreads", "4")
+    one, many = alone(data, "one"), on(processes, data, "many")
+    run(one)
+    run(many)
+    processes.stop()
+    for layer in ("s8", "s32"):
+        expected, found = (FeatureStore(of.out)[layer][:].astype(np.float32) for of in (one, many))
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
+
+
+def test_an_error_stops_the_tasks_of_the_others(tiny_data: Data, dask: DaskProcesses) -> None:
+    data = tiny_data(count=80)
+    (data.parents[1] / "pictures/000.png").unlink()
+    settings = on(dask, data, shard_rows=40, image_size=224)
+    with pytest.raises(InputError, match=r"^key '000'"):
+        run(settings)
+    with Client(dask.address, set_as_default=False) as client:
+        wait_until(lambda: not any(client.run(lambda dask_worker: len(dask_worker.state.executing)).values()))
+    assert Worker(settings).writer.missing_shards() == [0, 1], "the other shard was given up half computed"
 
 
 def test_what_a_worker_finds_wrong_is_said_as_in_one_process(tiny_data: Data, dask: DaskProcesses) -> None:

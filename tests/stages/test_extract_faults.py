@@ -317,6 +317,6 @@ def test_processes_of_this_machine_end_with_the_command(project: Project, how: s
     assert code == codes[how], said
     assert "Traceback" not in said
     assert len([line for line in said.splitlines() if not line.startswith("warning:")]) == (code in (1, 130)), said
-    wait_until(lambda: not any(alive(process) for process in family), 20)
+    wait_until(lambda: not any(alive(process) for process in family), 60)
     project.check_what_counts()
     project.goes_on()

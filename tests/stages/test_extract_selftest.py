@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from devil_pipe.stages.extract import selftest
 from devil_pipe.stages.extract.backbones import IMAGENET, LITE, OPENAI, Backbone, load, spec
+from devil_pipe.stages.extract.layers import choose
 from devil_pipe.stages.extract.pictures import Transform
 from devil_pipe.store.errors import InputError
 
@@ -73,3 +75,24 @@ def test_clip_whose_pictures_and_captions_do_not_meet_is_stopped() -> None:
     random = load("clip_vit_b32", "random")
     with pytest.raises(InputError, match=r"self-test of clip_vit_b32: expected each of .* nearest to its own caption"):
         selftest.check(Backbone(random.spec, random.module, "f" * 64), Transform(224, *OPENAI))
+
+
+def test_a_shorter_number_type_is_measured_against_float32() -> None:
+    backbone = load("in_rn50", "random")
+    transform = Transform(64, backbone.spec.mean, backbone.spec.std)
+    said = selftest.precision(backbone, transform, choose(backbone.spec, ("L21", "L49")), "bfloat16")
+    assert re.search(r"L21 0\.\d+%, L49 0\.\d+% apart", said)
+    with torch.no_grad():
+        backbone.module.layer2[0].bn1.weight.fill_(torch.nan)  # type: ignore[union-attr,index]
+    with pytest.raises(InputError, match="nan%"):
+        selftest.precision(backbone, transform, choose(backbone.spec, ("L49",)), "bfloat16")
+
+
+@pytest.mark.assets
+def test_features_too_far_from_float32_are_refused(asset_or_skip: Callable[[str], Path]) -> None:
+    asset_or_skip("efficientnet-lite0")  # its activations have few bits to spare: bfloat16 is 5 % off, float16 0.7 %
+    backbone = load("effnet_lite0")
+    transform, taps = Transform(224, *LITE), choose(backbone.spec, ())
+    selftest.precision(backbone, transform, taps, "float16")
+    with pytest.raises(InputError, match=r"compute: bfloat16 changes the features of effnet_lite0 by more than 2%"):
+        selftest.precision(backbone, transform, taps, "bfloat16")
