@@ -1,7 +1,8 @@
 """Reading a store: `FeatureStore(path)["layer"][rows]`, rows in any order.
 
 On a local disk rows are read through memory maps: seventeen to twenty-eight times as many random rows a second as
-through zarr-python (benchmarks/reading.py). The files are plain Zarr v3 all the same, and `zarr.open` reads them identically.
+through zarr-python (benchmarks/reading.py). The files are plain Zarr v3 all the same, and `zarr.open` reads them
+identically.
 """
 
 from __future__ import annotations
