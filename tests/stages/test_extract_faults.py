@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -288,13 +289,28 @@ def started_by(process: int) -> list[int]:
     return [child.pid for child in psutil.Process(process).children(recursive=True)]
 
 
+def workers_of(client: int) -> list[int]:
+    """The worker processes; beside them Python keeps one that tracks shared resources."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(client).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+    return found
+
+
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "a worker is killed", "a tar is gone"])
 def test_processes_of_this_machine_end_with_the_command(project: Project, how: str) -> None:
     tar = project.folder / "tars/00003.tar"
     family: list[int] = []
 
     def attack(client: int) -> None:
-        wait_until(lambda: project.has_committed(3)() or not alive(client))
+        wait_until(lambda: len(workers_of(client)) == 2 or not alive(client))
+        workers = workers_of(client)
+        wait_until(lambda: project.has_committed(1)() or not alive(client))
+        for process in workers:  # else all may be done before the attack comes
+            kill(process, signal.SIGSTOP)
         family.extend(started_by(client))
         match how:
             case "Ctrl-C":  # the terminal sends it to every process
@@ -303,8 +319,9 @@ def test_processes_of_this_machine_end_with_the_command(project: Project, how: s
             case "SIGTERM":
                 kill(client, signal.SIGTERM)
             case "a worker is killed":
-                commands = {process: " ".join(psutil.Process(process).cmdline()) for process in family}
-                kill(next(process for process, command in commands.items() if "spawn_main" in command))
+                kill(workers[0])
+        for process in workers:
+            kill(process, signal.SIGCONT)
 
     if how == "a tar is gone":
         tar.rename(tar.with_suffix(".away"))
