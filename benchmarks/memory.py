@@ -67,7 +67,8 @@ def draw(curve: list[tuple[int, float]]) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
     axes.plot(*np.array(curve).T)
-    axes.set(xlabel="pictures", ylabel="resident memory (MiB)", ylim=(0, None), xlim=(0, None))
+    most = max(held for _, held in curve)
+    axes.set(xlabel="pictures", ylabel="resident memory (MiB)", ylim=(0, 1.2 * most), xlim=(0, None))
     figure.savefig(RESULTS / "memory.svg", metadata={"Date": None})
 
 
