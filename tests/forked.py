@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _SERVER = """
-import importlib, json, os, sys
+import importlib, json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore Ctrl-C, and we with it
 for name in sys.argv[1:]:
     importlib.import_module(name)
 from devil_pipe.pipeline.cli import main

@@ -20,6 +20,7 @@ from typing import Any
 import dask
 import torch
 from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed.comm import CommClosedError
 from distributed.utils import silence_logging_cmgr
 
 from devil_pipe.stages.common.progress import log, warn
@@ -150,16 +151,20 @@ def _result(future: Future, config: ExtractConfig) -> dict[str, float] | None:
         raise _lost(config)
     if future.status not in ("finished", "error"):
         return None
-    if future.status == "error":
-        error = future.exception(timeout=CONNECT)
-        if isinstance(error, KilledWorker):
-            raise InputError(
-                f"the workers of one task died {error.allowed_failures + 1} times, lastly {error.last_worker.address}: "
-                f"too little memory, most likely (smaller runtime.batch_size, fewer workers); {GOES_ON}"
-            )
     try:
+        if future.status == "error":
+            error = future.exception(timeout=CONNECT)
+            if isinstance(error, KilledWorker):
+                raise InputError(
+                    f"the workers of one task died {error.allowed_failures + 1} times, "
+                    f"lastly {error.last_worker.address}: too little memory, most likely "
+                    f"(smaller runtime.batch_size, fewer workers); {GOES_ON}"
+                )
         found: dict[str, float] = future.result(timeout=CONNECT)
     except TimeoutError:
+        return None
+    except CommClosedError:  # a worker or the scheduler died while it answered: `_Watch` finds out which
+        time.sleep(POLL / 10)
         return None
     return found
 
