@@ -120,7 +120,7 @@ def _load(content: bytes) -> Image.Image:
         return _loaded(content)
     except (Image.DecompressionBombError, MemoryError, PictureError):
         raise
-    except Exception:
+    except Exception:  # a decoder that meets garbage may raise anything; what it was is raised again below
         pixels = _png_without_extras(content)
         if pixels is None:
             raise
@@ -159,7 +159,7 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
         return _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
-    except Exception:
+    except Exception:  # Pillow's parser meets bytes that no camera wrote, and may raise anything
         return None
 
 
