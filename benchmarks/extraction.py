@@ -6,6 +6,11 @@ and the sum of both parts' processor seconds over the number of cores is the lea
 
 from __future__ import annotations
 
+# ruff: noqa: E402
+from devil_pipe.stages.common.memory import keep_freed_memory
+
+keep_freed_memory(of_all_threads=True)  # as `devil-pipe extract` does: before PyTorch is imported
+
 import resource
 import statistics
 import tempfile

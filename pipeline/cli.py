@@ -129,6 +129,9 @@ def extract(
 ) -> None:
     """Run a frozen backbone once over the pictures and store the feature maps of its layers."""
     with plainly():
+        from devil_pipe.stages.common.memory import keep_freed_memory
+
+        keep_freed_memory(of_all_threads=True)  # before PyTorch is imported
         from devil_pipe.pipeline import config
         from devil_pipe.store.errors import UsageError
 

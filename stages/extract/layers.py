@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -31,21 +32,28 @@ def choose(spec: BackboneSpec, names: Sequence[str]) -> tuple[Tap, ...]:
     return tuple(tap for tap in spec.taps if tap.name in wanted)
 
 
+class _Found(threading.local):
+    """What the hooks saw in this thread's forward pass."""
+
+    def __init__(self) -> None:
+        self.maps: dict[str, Tensor] = {}
+
+
 class Taps:
-    """Reads the feature maps of several layers in one forward pass, through forward hooks.
+    """Reads the feature maps of several layers in one forward pass, through forward hooks; several threads may.
 
     A context manager: the hooks are gone afterwards. What comes out is [batch, H·W, C], in row-major order of the grid.
     """
 
     def __init__(self, module: nn.Module, taps: Sequence[Tap]) -> None:
         self.module, self.taps = module, tuple(taps)
-        self._found: dict[str, Tensor] = {}
+        self._found = _Found()
         self.grids: dict[str, tuple[int, int]] = {}
         self._handles = [self._hook(tap) for tap in self.taps]
 
     def _hook(self, tap: Tap) -> torch.utils.hooks.RemovableHandle:
         def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._found[tap.name] = output
+            self._found.maps[tap.name] = output
 
         return self.module.get_submodule(tap.module).register_forward_hook(keep)
 
@@ -66,10 +74,10 @@ class Taps:
         Raises:
             InputError: a layer whose output is no map and no square of patch tokens.
         """
-        self._found.clear()
+        self._found.maps.clear()
         visual = getattr(self.module, "visual", self.module)  # CLIP's text tower has no part in this
         visual(pixels)
-        return {tap.name: self._flatten(tap, self._found[tap.name]) for tap in self.taps}
+        return {tap.name: self._flatten(tap, self._found.maps[tap.name]) for tap in self.taps}
 
     def _flatten(self, tap: Tap, output: Tensor) -> Tensor:
         if tap.kind == "map":

@@ -26,6 +26,7 @@ from devil_pipe.stages.common.memory import keep_freed_memory
 from devil_pipe.stages.extract.backbones import Backbone, load
 from devil_pipe.stages.extract.config import ExtractConfig
 from devil_pipe.stages.extract.encode import encode
+from devil_pipe.stages.extract.lanes import Lanes, lanes
 from devil_pipe.stages.extract.layers import Taps, choose
 from devil_pipe.stages.extract.pictures import Transform
 from devil_pipe.stages.extract.worker import AHEAD, pick_device
@@ -91,9 +92,10 @@ def probe(config: ExtractConfig, layers: Sequence[LayerSpec], rows: Sequence[dic
         Taps(backbone.module, choose(backbone.spec, config.layers)) as read,
         ThreadPoolExecutor(config.runtime.decoders) as decoders,
         ThreadPoolExecutor(1) as disk,
+        lanes(device, config.runtime.batch_size) as among,
         torch.inference_mode(),
     ):
-        bench = _Bench(config, layers, read, device, transform, reads, decoders, disk)
+        bench = _Bench(config, layers, read, among, device, transform, reads, decoders, disk)
         bench.choose_batch()
         decode, forward = bench.decode_alone(), bench.forward_alone()
         whole, ratios = bench.all_together(min(decode, forward))
@@ -119,6 +121,7 @@ class _Bench:
         config: ExtractConfig,
         layers: Sequence[LayerSpec],
         read: Taps,
+        among: Lanes,
         device: torch.device,
         transform: Transform,
         reads: Sequence[Read],
@@ -126,7 +129,7 @@ class _Bench:
         disk: ThreadPoolExecutor,
     ) -> None:
         self.config, self.layers, self.read, self.device, self.transform = config, layers, read, device, transform
-        self.reads, self.decoders, self.disk = reads, decoders, disk
+        self.reads, self.decoders, self.disk, self.among = reads, decoders, disk, among
         self.arrays = [array for layer in layers for array in layer.arrays(config.stored_as)]
         self.batch_size = 1
         self.pixels = torch.stack([item for item in map(self._decode, reads) if isinstance(item, Tensor)] or _nothing())
@@ -193,19 +196,34 @@ class _Bench:
         chosen = torch.arange(count) % len(self.pixels)
         return self.pixels[chosen].to(self.device, memory_format=torch.channels_last)
 
-    def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _forward(self, pixels: Tensor) -> list[dict[str, Tensor]]:
+        """The maps of each lane's piece of a batch."""
+        return self.among.each(self._piece, torch.split(pixels, -(-len(pixels) // self.among.count)))
+
+    def _piece(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The maps of one piece, in whatever thread: inference mode and autocast are a thread's own."""
         pixels = pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         low = self.config.compute != "float32"
         dtype = getattr(torch, self.config.compute) if low else None
-        with torch.autocast(self.device.type, dtype=dtype, enabled=low):
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=dtype, enabled=low),
+        ):  # both are a thread's own
             found = self.read(pixels)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return found
 
-    def _encode(self, found: dict[str, Tensor], rows: range) -> dict[str, np.ndarray]:
-        parts = [encode(found[layer.name], layer, self.config.stored_as, rows) for layer in self.layers]
-        return {name: values for part in parts for name, values in part.items()}
+    def _encode(self, found: list[dict[str, Tensor]], rows: range) -> dict[str, np.ndarray]:
+        parts: dict[str, list[np.ndarray]] = {array.name: [] for array in self.arrays}
+        begin = rows.start
+        for maps in found:
+            own = range(begin, begin + len(maps[self.layers[0].name]))
+            begin = own.stop
+            for layer in self.layers:
+                for name, values in encode(maps[layer.name], layer, self.config.stored_as, own).items():
+                    parts[name].append(values)
+        return {name: np.concatenate(values) for name, values in parts.items()}
 
     def _seal(self, arrays: dict[str, np.ndarray], count: int, sizes: dict[str, int]) -> None:
         for array in self.arrays:

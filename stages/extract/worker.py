@@ -25,6 +25,7 @@ from devil_pipe.stages.extract import selftest
 from devil_pipe.stages.extract.backbones import load
 from devil_pipe.stages.extract.config import ExtractConfig
 from devil_pipe.stages.extract.encode import encode
+from devil_pipe.stages.extract.lanes import Lanes, lanes
 from devil_pipe.stages.extract.layers import Taps, choose, layer_specs
 from devil_pipe.stages.extract.pictures import Transform
 from devil_pipe.stages.prepare.index import index_digest, read_index, read_picture
@@ -128,12 +129,13 @@ class Worker:
             Taps(self.backbone.module, self.taps) as read,
             ThreadPoolExecutor(self.runtime.decoders) as decoders,
             ThreadPoolExecutor(1) as disk,
+            lanes(self.device, self.runtime.batch_size) as among,
         ):
             writing: Future[None] | None = None
             batches = self._decoded(shards, decoders, times)
             try:
                 for shard in shards:
-                    arrays, invalid = self._compute(shard, batches, read, times, advance)
+                    arrays, invalid = self._compute(shard, batches, read, among, times, advance)
                     if writing is not None:
                         with times.count("hold"):
                             writing.result()
@@ -156,6 +158,7 @@ class Worker:
         shard: int,
         batches: Iterator[list[Decoded]],
         read: Taps,
+        among: Lanes,
         times: Times,
         advance: Callable[[int], None],
     ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
@@ -170,28 +173,35 @@ class Worker:
                 batch = next(batches)
             good = [(row, item) for row, item in zip(part, batch, strict=True) if isinstance(item, Tensor)]
             invalid |= {row: item for row, item in zip(part, batch, strict=True) if isinstance(item, str)}
-            if good:
-                places = [row - rows.start for row, _ in good]
-                for name, values in self._maps(good, read, times).items():
+            for numbers, made in self._maps(good, read, among, times):
+                places = [row - rows.start for row in numbers]
+                for name, values in made.items():
                     arrays[name][places] = values
             advance(len(batch))
         return arrays, invalid
 
-    def _maps(self, good: Sequence[tuple[int, Tensor]], read: Taps, times: Times) -> dict[str, np.ndarray]:
-        numbers = [row for row, _ in good]
-        with torch.inference_mode():
-            with times.count("forward"):
-                pixels = torch.stack([item for _, item in good])
-                pixels = pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-                with self._precision():
-                    found = read(pixels)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)  # else the wait is counted where the result is first touched
-            arrays: dict[str, np.ndarray] = {}
-            with times.count("encode"):
+    def _maps(
+        self, good: Sequence[tuple[int, Tensor]], read: Taps, among: Lanes, times: Times
+    ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+        """Pieces of a batch: their rows, and the arrays of these."""
+        pieces = among.split(good)
+        with times.count("forward"):
+            found = among.each(lambda piece: self._forward([item for _, item in piece], read), pieces)
+        for piece, maps in zip(pieces, found, strict=True):
+            numbers = [row for row, _ in piece]
+            made: dict[str, np.ndarray] = {}
+            with torch.inference_mode(), times.count("encode"):
                 for layer in self.identity.layers:
-                    arrays |= encode(found[layer.name], layer, self.identity.stored_as, numbers)
-        return arrays
+                    made |= encode(maps[layer.name], layer, self.identity.stored_as, numbers)
+            yield numbers, made
+
+    def _forward(self, pictures: Sequence[Tensor], read: Taps) -> dict[str, Tensor]:
+        with torch.inference_mode(), self._precision():
+            pixels = torch.stack(list(pictures))
+            found = read(pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # else the wait is counted where the result is first touched
+        return found
 
     def _precision(self) -> torch.autocast:
         """Autocast to the type of the configuration; float32 is left as it is."""
