@@ -22,8 +22,9 @@ from devil_pipe.stages.common.memory import keep_freed_memory
 from devil_pipe.stages.train.batches import BatchSource, Example
 from devil_pipe.stages.train.config import DropoutConfig
 from devil_pipe.stages.train.dropout import draw, pool
+from devil_pipe.store.layer import Stored
 from devil_pipe.store.layout import DTYPES
-from devil_pipe.store.reader import FeatureStore, Stored
+from devil_pipe.store.reader import FeatureStore
 from devil_pipe.store.schema import BOUNDS, Encoding, Identity
 from devil_pipe.store.writer import StoreWriter
 

@@ -23,7 +23,7 @@ from devil_pipe.store.errors import InputError
 from devil_pipe.store.layout import DTYPES
 from devil_pipe.store.place import Root, place
 from devil_pipe.store.reader import FeatureStore
-from devil_pipe.store.schema import BOUNDS, SCHEMA_VERSION, ArraySpec, Manifest, parse_record
+from devil_pipe.store.schema import ArraySpec, Manifest, parse_record
 from devil_pipe.store.survey import Header
 from devil_pipe.store.writer import MANIFEST, StoreWriter
 
@@ -52,7 +52,7 @@ def export_hdf5(store: FeatureStore, path: Path, *, force: bool = False, advance
     if not path.parent.is_dir():
         raise InputError(f"{path}: expected the folder {path.parent}, found none; make it first")
     header = {"identity": store.identity.fields(), "shard_rows": store.manifest.shard_rows}
-    with _written(path) as (file, check):
+    with written(path) as (file, check):
         file.attrs[HEADER] = json.dumps(header, sort_keys=True)
         _write_rows(file, store)
         datasets = {array.name: _create(file, store, array) for array in store.identity.arrays}
@@ -60,9 +60,8 @@ def export_hdf5(store: FeatureStore, path: Path, *, force: bool = False, advance
             good = [row for row in range(shard.start, shard.stop) if row not in shard.invalid]
             for layer in store.layers if good else ():
                 found = store[layer.name].stored(good, verify=True)
-                _write_runs(datasets[layer.name], good, found.values)
-                if found.bounds is not None:
-                    _write_runs(datasets[layer.name + BOUNDS], good, found.bounds)
+                for array, values in zip(layer.arrays(store.identity.stored_as), found.arrays(), strict=True):
+                    _write_runs(datasets[array.name], good, values)
             check()
             advance(shard.stop - shard.start)
 
@@ -159,8 +158,12 @@ class _Sink(io.FileIO):
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """An HDF5 file under a temporary name, which is `path` once it is whole, and what raises if a write failed."""
+def written(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """An HDF5 file under a temporary name, which is `path` once it is whole, and what raises if a write failed.
+
+    Raises:
+        InputError: it cannot be written; nothing is left.
+    """
     import h5py
 
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
@@ -227,9 +230,8 @@ def _header(file: h5py.File, path: Path) -> Header:
     if not isinstance(text, str):
         raise InputError(f"{path}: expected text in the attribute {HEADER}, found {type(text).__name__}")
     header = parse_record(Header, text.encode("utf-8", "replace"), f"{path}, attribute {HEADER}")
-    if header.identity.schema_version != SCHEMA_VERSION:
-        version = header.identity.schema_version
-        raise InputError(f"{path}: holds a store of schema {version}, and {SCHEMA_VERSION} alone is written")
+    if header.identity.schema_version == "1.0":
+        raise InputError(f"{path}: holds a store of schema 1.0, which is read and no longer written")
     return header
 
 

@@ -15,11 +15,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from devil_pipe.store.errors import InputError
 
-Version = Literal["1.0", "1.1"]
-SCHEMA_VERSION: Version = "1.1"
+Version = Literal["1.0", "1.1", "1.2"]
+SCHEMA_VERSION: Version = "1.2"
 _SINCE_1_1 = ("encoding", "compute")
-BOUNDS = ".bounds"
-_ENCODING = re.compile(r"(?:(float16|uint8)|(partition|pool):([1-9][0-9]*))(\+zstd)?")
+BOUNDS, EXEMPLARS = ".bounds", ".exemplars"
+_ENCODING = re.compile(r"(?:(float16|uint8)|(partition|pool):([1-9][0-9]*)|(units))(\+zstd)?")
 
 
 class Record(BaseModel):
@@ -35,17 +35,17 @@ def _plain_name(name: str) -> str:
     """A layer's name is a folder's name: one part, no way out of the store, and none of the store's own."""
     if not name or name.startswith(".") or any(sign in name for sign in "/\\\0"):
         raise ValueError(f"expected a name without slashes that starts with no dot, got {name!r}")
-    if name.endswith(BOUNDS) or name in ("key", "valid"):
+    if name.endswith((BOUNDS, EXEMPLARS)) or name in ("key", "valid"):
         raise ValueError(f"{name!r} is the name of one of the store's own arrays")
     return name
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a feature map is written: all its locations, groups of them, or a coarser grid; the type; the codec."""
+    """How maps are written: all locations, groups, a coarser grid, or a unit's mean; the type; the codec."""
 
     values: Literal["float16", "uint8"]
-    reduce: Literal["none", "partition", "pool"]
+    reduce: Literal["none", "partition", "pool", "units"]
     size: int
     """Groups of a partition, or side of the pooled grid; 0 otherwise."""
 
@@ -53,18 +53,24 @@ class Encoding:
 
     @classmethod
     def parse(cls, text: str) -> Encoding:
-        """Read `float16`, `uint8`, `partition:GROUPS` or `pool:SIDE`, each also with `+zstd`. Raises ValueError."""
+        """Read `float16`, `uint8`, `partition:GROUPS`, `pool:SIDE` or `units`, also with `+zstd`. Raises ValueError."""
         found = _ENCODING.fullmatch(text)
         if not found:
-            raise ValueError(f"expected float16, uint8, partition:GROUPS or pool:SIDE, also with +zstd, got {text!r}")
+            known = "float16, uint8, partition:GROUPS, pool:SIDE or units"
+            raise ValueError(f"expected {known}, also with +zstd, got {text!r}")
         values: Literal["float16", "uint8"] = "uint8" if found[1] == "uint8" else "float16"
-        reduce: Literal["none", "partition", "pool"] = found[2] or "none"  # type: ignore[assignment] # as the pattern has it
-        return cls(values, reduce, int(found[3] or 0), bool(found[4]))
+        reduce: Literal["none", "partition", "pool", "units"] = found[2] or found[4] or "none"  # type: ignore[assignment] # as the pattern has it
+        return cls(values, reduce, int(found[3] or 0), bool(found[5]))
+
+    @property
+    def since(self) -> Version:
+        """The first schema that knows it, beside the float16 maps of 1.0."""
+        return "1.2" if self.reduce == "units" else "1.1"
 
     @property
     def shard_rows(self) -> int:
         """Rows a shard where nobody asks for another number: shards of some hundred megabytes."""
-        return 4096 if self.reduce == "partition" else 256
+        return 4096 if self.reduce in ("partition", "units") else 256
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,8 @@ class LayerSpec(Record):
         return self.height * self.width
 
     def grid(self, encoding: Encoding) -> tuple[int, int] | None:
-        """Height and width of what is stored; None where the locations were mixed into groups."""
-        if encoding.reduce == "partition":
+        """Height and width of what is stored; None where the locations were mixed into groups or a unit's mean."""
+        if encoding.reduce in ("partition", "units"):
             return None
         if encoding.reduce == "pool":
             return min(self.height, encoding.size), min(self.width, encoding.size)
@@ -114,10 +120,12 @@ class LayerSpec(Record):
         return (least + 1,) * more + (least,) * (groups - more)
 
     def arrays(self, encoding: Encoding) -> tuple[ArraySpec, ...]:
-        """The arrays of this layer: the values, and the bounds of uint8 values."""
+        """The arrays of this layer: the values; then the bounds of uint8 values, or the exemplars of a unit's mean."""
         places, channels = f"location_{self.name}", f"channel_{self.name}"
         attributes: dict[str, Any] = {"of_grid": [self.height, self.width], "channels": self.channels}
         grid = self.grid(encoding)
+        if encoding.reduce == "units":
+            return self._of_units(attributes)
         if grid is None:
             sizes = self.group_sizes(encoding.size)
             places = f"group_{self.name}"
@@ -135,11 +143,20 @@ class LayerSpec(Record):
         bounds = {"kind": "bounds", "of": self.name, "rule": "low + value * (high - low) / 255"}
         return values, ArraySpec(name, self.name, (2, self.channels), "float16", ("row", "bound", channels), bounds)
 
+    def _of_units(self, attributes: dict[str, Any]) -> tuple[ArraySpec, ...]:
+        unit, kind = f"unit_{self.name}", {"kind": "units"}
+        channels = ("row", unit, f"channel_{self.name}")
+        count = {"kind": "exemplars", "of": self.name}
+        return (
+            ArraySpec(self.name, self.name, (1, self.channels), "float16", channels, attributes | kind),
+            ArraySpec(self.name + EXEMPLARS, self.name, (1, 1), "uint8", ("row", unit, "count"), count),
+        )
+
 
 class Identity(Record):
     """All that decides what the features are. Two stores with one digest hold the same numbers."""
 
-    schema_version: Version = SCHEMA_VERSION
+    schema_version: Version = Field("1.1", description="the oldest schema that has what the store needs")
     backbone: str
     weights: str = Field(description="digest of the weights, or random:SEED")
     layers: tuple[LayerSpec, ...] = Field(min_length=1)
@@ -150,6 +167,15 @@ class Identity(Record):
     index: str = Field(description="digest of the picture index")
     rows: int = Field(gt=0, description="N, one row a picture of the index")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_old_as_can_be(cls, values: Any) -> Any:
+        """A store that needs nothing new keeps its version, and with it its digest."""
+        if isinstance(values, dict) and _ENCODING.fullmatch(str(values.get("encoding", "float16"))):
+            since = Encoding.parse(str(values.get("encoding", "float16"))).since
+            return {"schema_version": since, **values}
+        return values
+
     @model_validator(mode="after")
     def _one_meaning(self) -> Identity:
         if self.dtype != Encoding.parse(self.encoding).values:
@@ -158,6 +184,9 @@ class Identity(Record):
             raise ValueError("layers: expected names that differ")
         if self.schema_version == "1.0" and (self.encoding, self.compute) != ("float16", "float32"):
             raise ValueError("schema 1.0 knows float16 maps of float32 arithmetic alone")
+        since = self.stored_as.since
+        if self.schema_version not in ("1.0", since):
+            raise ValueError(f"schema_version: expected {since} for {self.encoding!r}, got {self.schema_version}")
         return self
 
     def fields(self) -> dict[str, Any]:

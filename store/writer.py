@@ -16,7 +16,6 @@ from devil_pipe.store import layout
 from devil_pipe.store.errors import InputError
 from devil_pipe.store.place import Root, place
 from devil_pipe.store.schema import (
-    SCHEMA_VERSION,
     FileRecord,
     Identity,
     Manifest,
@@ -46,8 +45,8 @@ class StoreWriter:
         self.shard_rows = shard_rows if shard_rows is not None else identity.stored_as.shard_rows
         if self.shard_rows < 1:
             raise InputError(f"shard_rows: expected at least 1, got {self.shard_rows}")
-        if identity.schema_version != SCHEMA_VERSION:
-            raise InputError(f"expected an identity of schema {SCHEMA_VERSION}, got {identity.schema_version}")
+        if identity.schema_version == "1.0":
+            raise InputError("expected an identity of schema 1.1 or later, got 1.0, which is only read")
         self.place, self.identity = place(root), identity
         self.folder = layout.folder_of(identity)
         self.ranges = shard_ranges(identity.rows, self.shard_rows)
@@ -79,7 +78,7 @@ class StoreWriter:
 
     def file(self, array: str, shard: int) -> str:
         """Name of a shard's file of one array."""
-        return layout.shard_name(self.folder, array, shard, SCHEMA_VERSION)
+        return layout.shard_name(self.folder, array, shard, self.identity.schema_version)
 
     def missing_shards(self) -> list[int]:
         """Numbers of the shards that are not committed, or whose files are gone or of another size."""

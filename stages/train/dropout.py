@@ -12,14 +12,33 @@ import torch
 from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from torch import Tensor
 
-from devil_pipe.store.reader import Stored
+from devil_pipe.store.layer import Stored
 
 
-def draw(batch: int, places: int, rate: float, generator: torch.Generator) -> Bool[Tensor, "batch places"]:
-    """Which places are kept, each with probability 1 − rate; a row that lost all of them is drawn again, alone."""
+def draw(
+    batch: int,
+    places: int,
+    rate: float,
+    generator: torch.Generator,
+    there: Bool[Tensor, "batch places"] | None = None,
+) -> Bool[Tensor, "batch places"]:
+    """Which places are kept, each with probability 1 − rate; a row that lost all of them is drawn again, alone.
+
+    Args:
+        batch: rows.
+        places: locations of a map, or layers.
+        rate: at least 0, below 1.
+        generator: decides.
+        there: places that can be kept at all, one a row at least; None: all of them.
+    """
     keep = torch.rand(batch, places, generator=generator) >= rate
+    if there is not None:
+        assert bool(there.any(dim=1).all()), "a row without any place would be drawn for ever"
+        keep &= there
     while (empty := ~keep.any(dim=1)).any():
         keep[empty] = torch.rand(int(empty.sum()), places, generator=generator) >= rate
+        if there is not None:
+            keep &= there
     return keep
 
 
@@ -82,9 +101,12 @@ def pool(stored: Stored, rate: float, generator: torch.Generator) -> Float32[Ten
     """Spatial dropout and mean of one layer, straight from the stored type, with masks of its own.
 
     A partition's groups are random sets of locations already: a random (1 − rate) of them is kept, exactly (one at
-    least), and their means are weighted by their sizes.
+    least), and their means are weighted by their sizes. Under an exemplar's mask nothing is dropped: a unit's mean is what
+    it is.
     """
     values = torch.from_numpy(stored.values)
+    if stored.exemplars is not None:
+        return values[:, 0].float()
     if stored.group_sizes is not None:
         return _mean_of_groups(values, stored.group_sizes, rate, generator)
     keep = draw(values.shape[0], values.shape[1], rate, generator)

@@ -12,7 +12,7 @@ import torch
 from devil_pipe.stages.extract.encode import encode, partition, quantise
 from devil_pipe.stages.train.dropout import draw, pool, whole_mean
 from devil_pipe.store.errors import InputError
-from devil_pipe.store.reader import Stored
+from devil_pipe.store.layer import Stored
 from devil_pipe.store.schema import BOUNDS, Encoding, Identity, LayerSpec
 from devil_pipe.store.writer import StoreWriter
 

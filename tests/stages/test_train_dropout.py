@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from devil_pipe.stages.extract.encode import encode, quantise
 from devil_pipe.stages.train.dropout import draw, masked_mean, masked_mean_of_bytes, pool, whole_mean
-from devil_pipe.store.reader import Stored
+from devil_pipe.store.layer import Stored
 from devil_pipe.store.schema import BOUNDS, Encoding, LayerSpec
 
 
@@ -252,3 +252,26 @@ def test_layers_and_pictures_have_masks_of_their_own() -> None:
     for one, other in ((first, second), (first[:3], first[3:]), (second[:3], second[3:])):
         both = (one & other).double().mean()
         assert abs(both - 0.25) < 5 * np.sqrt(0.25 * 0.75 / one.numel())
+
+
+def test_a_unit_s_mean_is_left_as_it_is_at_any_rate() -> None:
+    means = maps(5, 1, 7)
+    held = Stored(means.numpy(), exemplars=np.full((5, 1, 1), 3, dtype=np.uint8))
+    for rate in (0.0, 0.9):
+        torch.testing.assert_close(pool(held, rate, generator()), means[:, 0].float())
+
+
+def test_what_is_not_there_is_never_kept_and_the_rest_at_the_rate() -> None:
+    count = 20_000
+    there = torch.tensor([[True, False, True, True]]).expand(count, -1)
+    keep = draw(count, 4, 0.5, generator(), there)
+    assert not keep[:, 1].any()
+    assert keep.any(dim=1).all()
+    # of three layers, given that one at least is kept: 4/7 each
+    expected = 4 / 7
+    shares = keep[:, [0, 2, 3]].double().mean(dim=0)
+    assert bool(((shares - expected).abs() < 5 * np.sqrt(expected * (1 - expected) / count)).all())
+    alone = draw(3, 2, 0.99, generator(), torch.tensor([[False, True], [True, False], [False, True]]))
+    assert alone.tolist() == [[False, True], [True, False], [False, True]]
+    with pytest.raises(AssertionError, match="drawn for ever"):
+        draw(1, 2, 0.5, generator(), torch.tensor([[False, False]]))

@@ -19,9 +19,11 @@ LAYERS = (
 )
 
 
-ENCODINGS = [whole + codec for whole in ("float16", "uint8", "partition:3", "pool:1") for codec in ("", "+zstd")]
+WHOLE = ("float16", "uint8", "partition:3", "pool:1", "units")
+ENCODINGS = [whole + codec for whole in WHOLE for codec in ("", "+zstd")]
 
 KEPT = {"store-1.1-float16": "float16", "store-1.1-uint8-zstd": "uint8+zstd", "store-1.1-partition": "partition:3"}
+KEPT |= {"store-1.2-units": "units"}
 KEPT_SEED, KEPT_SHARD_ROWS = 10, 4
 KEPT_INVALID = {1: "cannot be decoded: not a picture", 6: "gone"}
 """The stores of released versions in data/, and of what they were made."""

@@ -21,8 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devil_pipe.store.errors import InputError
+from devil_pipe.store.layer import Stored
 from devil_pipe.store.place import LocalPlace
-from devil_pipe.store.reader import FeatureStore, Stored
+from devil_pipe.store.reader import FeatureStore
 
 from .stores import ENCODINGS, identity, keys, random_maps, write_store
 
@@ -157,6 +158,19 @@ def test_a_grid_is_row_major(tmp_path: Path, encoding: str, height: int, width: 
     for y in range(height):
         for x in range(width):
             np.testing.assert_array_equal(square[:, y, x], flat[:, y * width + x])
+
+
+@pytest.mark.parametrize("codec", ["", "+zstd"])
+def test_units_refuse_maps_in_words_and_say_what_each_mean_is_of(tmp_path: Path, codec: str) -> None:
+    layer = make(tmp_path / "s", "units" + codec)["fine"]
+    for wanted in (0, slice(0, 2), [3]):
+        with pytest.raises(InputError, match=r"holds a mean over each unit's exemplars \(units(\+zstd)?\), which has"):
+            layer[wanted]
+    found = layer.stored([5, 0, 3])
+    assert found.exemplars is not None
+    assert (found.values.shape, found.exemplars.shape) == ((3, 1, 3), (3, 1, 1))
+    assert found.group_sizes is None
+    assert found.bounds is None
 
 
 @pytest.mark.parametrize("codec", ["", "+zstd"])

@@ -160,7 +160,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
 
 def test_schema_1_0_can_leave_and_not_come_back(tmp_path: Path) -> None:
     export_hdf5(FeatureStore(OLD), tmp_path / "old.h5")
-    with pytest.raises(InputError, match=r"old\.h5: holds a store of schema 1\.0, and 1\.1 alone is written"):
+    with pytest.raises(InputError, match=r"old\.h5: holds a store of schema 1\.0, which is read and no longer written"):
         import_hdf5(tmp_path / "old.h5", tmp_path / "back")
     assert not (tmp_path / "back").exists()
 

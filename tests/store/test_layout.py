@@ -221,7 +221,7 @@ def test_a_manifest_that_does_not_fit_together_is_refused(tmp_path: Path, said: 
     "encoding", ["", "float32", "uint8 ", "partition", "partition:0", "pool:-1", "zstd", "float16+lz4"]
 )
 def test_an_unknown_encoding_is_refused(encoding: str) -> None:
-    with pytest.raises(ValidationError, match=r"expected float16, uint8, partition:GROUPS or pool:SIDE"):
+    with pytest.raises(ValidationError, match=r"expected float16, uint8, partition:GROUPS, pool:SIDE or units"):
         Identity(**{**identity().model_dump(), "encoding": encoding})
 
 

@@ -15,7 +15,7 @@ import zarr
 
 import devil_pipe.store
 from devil_pipe.stages.extract.encode import partition
-from devil_pipe.store.schema import Identity, Manifest, ShardRecord
+from devil_pipe.store.schema import SCHEMA_VERSION, Identity, Manifest, ShardRecord
 
 from .stores import ENCODINGS, LAYERS, files, identity, keys, random_maps, write_store
 
@@ -56,8 +56,9 @@ def test_a_store_holds_the_files_of_the_tree_and_no_other(tmp_path: Path, encodi
             parents = [*parents[: (len(line) - len(line.lstrip())) // 2], name]
         else:
             paths.append("".join(parents[1 : (len(line) - len(line.lstrip())) // 2]) + name)
-    if not encoding.startswith("uint8"):
-        paths = [path for path in paths if ".bounds" not in path]
+    for own, name in {"uint8": ".bounds", "units": ".exemplars"}.items():
+        if not encoding.startswith(own):
+            paths = [path for path in paths if name not in path]
     expected = {
         path.replace("IDENTITY", folder)
         .replace("LAYER", layer.name)
@@ -69,7 +70,7 @@ def test_a_store_holds_the_files_of_the_tree_and_no_other(tmp_path: Path, encodi
 
 
 @pytest.mark.parametrize("codec", ["", "+zstd"])
-@pytest.mark.parametrize("encoding", ["float16", "uint8", "partition:3", "pool:1"])
+@pytest.mark.parametrize("encoding", ["float16", "uint8", "partition:3", "pool:1", "units"])
 def test_the_table_of_encodings(tmp_path: Path, encoding: str, codec: str) -> None:
     group = zarr.open_group(write(tmp_path / "s", encoding + codec), mode="r", zarr_format=3)
     attributes = {code(kind)[0]: set(code(others)) for kind, others in table("`kind`")}
@@ -103,13 +104,15 @@ def fields(rows: list[list[str]], version: str) -> set[str]:
     return {code(name)[0] for name, since, _ in rows if since <= version}
 
 
-@pytest.mark.parametrize(("version", "name"), [("1.0", "store-1.0"), ("1.1", "store-1.1-float16")])
+@pytest.mark.parametrize(
+    ("version", "name"), [("1.0", "store-1.0"), ("1.1", "store-1.1-float16"), ("1.2", "store-1.2-units")]
+)
 def test_the_fields_of_identity_and_manifest(version: str, name: str) -> None:
     manifest: dict[str, Any] = json.loads((DATA / name / "manifest.json").read_text())
     assert fields(table("field"), version) == set(manifest["identity"])
     assert fields(table("field of the manifest"), version) == set(manifest)
-    assert fields(table("field"), "1.1") == set(Identity.model_fields)
-    assert fields(table("field of the manifest"), "1.1") == set(Manifest.model_fields)
+    assert fields(table("field"), SCHEMA_VERSION) == set(Identity.model_fields)
+    assert fields(table("field of the manifest"), SCHEMA_VERSION) == set(Manifest.model_fields)
     assert set(json.loads(blocks("json")[1])) == set(ShardRecord.model_fields)
     assert manifest["identity"]["schema_version"] == version
     text = json.dumps(manifest["identity"], sort_keys=True, separators=(",", ":"))
@@ -128,4 +131,4 @@ def test_a_partition_is_drawn_as_written() -> None:
 
 
 def test_the_version_is_that_of_the_code() -> None:
-    assert SPEC.startswith(f"# The feature store, schema {Identity.model_fields['schema_version'].default}\n")
+    assert SPEC.startswith(f"# The feature store, schema {SCHEMA_VERSION}\n")

@@ -36,6 +36,8 @@ def test_a_kept_store_reads_as_it_was_written(name: str) -> None:
         assert stored.values.tobytes() == written[layer.name][GOOD].tobytes()
         if stored.bounds is not None:
             assert stored.bounds.tobytes() == written[layer.name + ".bounds"][GOOD].tobytes()
+        if stored.exemplars is not None:
+            assert stored.exemplars.tobytes() == written[layer.name + ".exemplars"][GOOD].tobytes()
         if of.encoding == "float16":
             np.testing.assert_array_equal(store[layer.name][2:5], written[layer.name][2:5])
             np.testing.assert_array_equal(store[layer.name][5], written[layer.name][5])
@@ -54,8 +56,17 @@ def test_a_store_of_1_0_knows_itself_and_holds_no_keys() -> None:
         store["fine"]["picture0"]
     with pytest.raises(InputError, match=r"schema_version: '1\.1' against '1\.0'"):
         FeatureStore(DATA / "store-1.0", identity(7))
-    with pytest.raises(InputError, match=r"expected an identity of schema 1\.1, got 1\.0"):
+    with pytest.raises(InputError, match=r"expected an identity of schema 1\.1 or later, got 1\.0"):
         StoreWriter(DATA / "store-1.0", store.identity, 4)
+
+
+def test_a_store_is_of_the_oldest_version_that_says_what_it_holds() -> None:
+    """So that a new version changes no digest of stores that do not need it."""
+    for encoding, version in {"float16": "1.1", "uint8+zstd": "1.1", "units": "1.2"}.items():
+        assert identity(7, encoding).schema_version == version
+    for encoding, version in {"float16": "1.2", "units": "1.1", "units+zstd": "1.0"}.items():
+        with pytest.raises(ValueError, match=r"schema.*1\.[012]"):
+            identity(7, encoding, schema_version=version)
 
 
 def test_extracting_again_leaves_a_store_of_1_0_beside_the_new_one(tmp_path: Path) -> None:

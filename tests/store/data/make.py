@@ -1,4 +1,4 @@
-"""Write the stores of schema 1.1 beside this file, which every later version has to read.
+"""Write the stores of schema 1.1 and 1.2 beside this file, which every later version has to read.
 
 Never again once the version is released. `store-1.0` was written by the release that had that schema.
 """
