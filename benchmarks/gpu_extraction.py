@@ -13,6 +13,7 @@ from _measure import interleaved, rates, write
 
 from devil_pipe.stages.common.progress import Mode, speak
 from devil_pipe.stages.extract.layers import Taps
+from devil_pipe.stages.extract.pictures import sides
 from devil_pipe.stages.extract.worker import Worker
 from devil_pipe.store.writer import StoreWriter
 
@@ -27,8 +28,8 @@ def measure(backbone: str) -> dict[str, dict[str, float]]:
         folder = Path(name)
         config = over_demo(folder, ROWS, backbone=backbone, weights="random", runtime=runtime)
         worker = Worker(config, check=False)
-        size = config.image_size
-        pixels = torch.randn(BATCH, 3, size, size, device="cuda").to(memory_format=torch.channels_last)
+        height, width = sides(worker.transform.size)
+        pixels = torch.randn(BATCH, 3, height, width, device="cuda").to(memory_format=torch.channels_last)
 
         def loop() -> None:
             with Taps(worker.backbone.module, worker.taps) as read, torch.inference_mode():

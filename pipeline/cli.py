@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from devil_pipe.pipeline.cli_layers import layers
+from devil_pipe.pipeline.cli_prepare import prepare
 from devil_pipe.pipeline.cli_store import store_app
 from devil_pipe.pipeline.plainly import example, plainly
 
@@ -61,52 +60,12 @@ def assets(
         log(f"assets are in {cache_dir()}")
 
 
-@app.command(epilog=example("devil-pipe prepare mine --folder ~/pictures --captions captions.csv"))
-def prepare(
-    name: Annotated[str | None, typer.Argument(help="Name of a file in configs/data/, or a new one.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="A folder of pictures, instead of a configuration.")] = None,
-    captions: Annotated[Path | None, typer.Option(help="Captions, CSV or JSONL; else NAME.txt beside each.")] = None,
-    shards: Annotated[Path | None, typer.Option(help="A folder of img2dataset's webdataset shards (CC3M).")] = None,
-) -> None:
-    """Index pictures and captions: one row a picture, also for broken ones, with the reason."""
-    with plainly():
-        from devil_pipe.pipeline import config
-        from devil_pipe.stages.prepare.run import run
-        from devil_pipe.store.errors import UsageError
-
-        if folder is not None and shards is not None:
-            raise UsageError("expected --folder or --shards, got both")
-        if captions is not None and folder is None:
-            raise UsageError("--captions belongs to --folder")
-        if (folder or shards) and name is None:
-            raise UsageError("expected a name for the new data set: devil-pipe prepare NAME --folder DIR")
-        values: dict[str, Any] = {}
-        if folder is not None:
-            given = {"pictures": str(folder)} | ({"captions": str(captions)} if captions else {})
-            values = {"source": "folder", "folder": given}
-        elif shards is not None:
-            values = {"source": "webdataset", "webdataset": {"shards": str(shards)}}
-        chosen = name or config.first("data")
-        with _kept("data", chosen, values):
-            run(config.load_data(chosen))
+app.command(name="prepare", epilog=example("devil-pipe prepare mine --folder ~/pictures --captions captions.csv"))(
+    prepare
+)
 
 
-@contextmanager
-def _kept(kind: str, name: str, values: dict[str, Any]) -> Iterator[None]:
-    """Keep a configuration that the command line gave, so that its name repeats it; wrong input takes it back."""
-    from devil_pipe.pipeline.config import write_config
-    from devil_pipe.stages.common.progress import log
-    from devil_pipe.store.errors import InputError
-
-    path = write_config(kind, name, values) if values else None
-    try:
-        yield
-    except InputError:
-        if path:
-            path.unlink()
-        raise
-    if path:
-        log(f"wrote {path}")
+app.command(name="layers", epilog=example("devil-pipe layers timm/vit_small_patch14_reg4_dinov2"))(layers)
 
 
 @app.command(epilog=example("devil-pipe extract --backbone clip_rn50 --data demo"))
@@ -115,11 +74,11 @@ def extract(
     backbone: Annotated[str | None, typer.Option(help="A backbone; makes or uses the store DATA-BACKBONE.")] = None,
     data: Annotated[str | None, typer.Option(help="Prepared pictures, with --backbone.")] = None,
     weights: Annotated[str | None, typer.Option(help="auto, random, or a file of weights.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Names of layers, separated by commas.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers or rules, separated by commas.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures in one forward pass.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="float16, uint8, partition:GROUPS or pool:SIDE, also with +zstd.")
+        str | None, typer.Option(help="float16, uint8, partition:GROUPS, pool:SIDE or units, also with +zstd.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes on this machine.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler; its workers do the work.")] = None,
@@ -152,7 +111,7 @@ def extract(
         else:
             spec(backbone)
             chosen, values = _new_store(backbone, data or config.first("data"), weights, layers, encoding)
-        with _kept("stores", chosen, {} if dry_run else values):
+        with config.kept("stores", chosen, {} if dry_run else values):
             loaded = config.load_store(chosen, values if dry_run and values else None)
             try:
                 choose(spec(loaded.backbone), loaded.layers)
@@ -176,15 +135,32 @@ def _new_store(
 ) -> tuple[str, dict[str, Any]]:
     """The store's name for a backbone given on the command line, and what its configuration must say."""
     from devil_pipe.pipeline.config import CONFIGS, store_values
+    from devil_pipe.stages.extract.backbones import spec
 
     chosen = [item.strip() for item in (layers or "").split(",") if item.strip()]
-    parts = [data, backbone, *(["random"] if weights == "random" else []), *chosen]
+    model = backbone.replace("/", "-").replace(":", "-")
+    parts = [data, model, *(["random"] if weights == "random" else []), *(item.replace(":", "") for item in chosen)]
     name = "-".join([*parts, *([encoding.replace(":", "")] if encoding else [])])
     if weights is None and layers is None and encoding is None and (CONFIGS / "stores" / f"{name}.yaml").exists():
         return name, {}
+    size = spec(backbone).size
     return name, store_values(
-        data=data, backbone=backbone, weights=weights or "auto", layers=chosen, encoding=encoding or "float16"
+        data=data,
+        backbone=backbone,
+        weights=weights or "auto",
+        layers=chosen,
+        image_size=size if isinstance(size, int) else list(size),
+        encoding=encoding or _usual_encoding(data),
     )
+
+
+def _usual_encoding(data: str) -> str:
+    """Full maps of pictures; of units their means, for which there is no other choice."""
+    from devil_pipe.pipeline.config import CONFIGS, load_data
+
+    if not (CONFIGS / "data" / f"{data}.yaml").exists():  # prepared in a way that nobody wrote down
+        return "float16"
+    return "units" if load_data(data).source == "milan" else "float16"
 
 
 @app.command(epilog=example("devil-pipe train demo; devil-pipe train cc3m-clip_rn50-opt --dry-run --json"))

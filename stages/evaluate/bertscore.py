@@ -37,6 +37,7 @@ def bertscore(
     seed: int,
     idf: bool = False,
     rescale_with_baseline: bool = False,
+    lower_case: bool = False,
     resamples: int = 1000,
     name: str | None = None,
 ) -> tuple[Interval, str]:
@@ -49,6 +50,7 @@ def bertscore(
         seed=seed,
         idf=idf,
         rescale_with_baseline=rescale_with_baseline,
+        lower_case=lower_case,
         resamples=resamples,
         name=name,
     )
@@ -64,6 +66,7 @@ def bertscore_conditions(
     seed: int,
     idf: bool = False,
     rescale_with_baseline: bool = False,
+    lower_case: bool = False,
     resamples: int = 1000,
     name: str | None = None,
 ) -> tuple[dict[str, Interval], str]:
@@ -82,6 +85,7 @@ def bertscore_conditions(
         seed: of the bootstrap.
         idf: weigh tokens by inverse document frequency.
         rescale_with_baseline: rescale by the English baseline that bert_score ships for `name`.
+        lower_case: compare the texts in lower case; the settings say so.
         resamples: of the bootstrap.
         name: how the settings hash calls the model (default: the folder's name); for a folder a digest of its
             files follows, so the hash says which model it was and not where it lay.
@@ -96,6 +100,9 @@ def bertscore_conditions(
     for condition, texts in conditions.items():
         if isinstance(texts, str) or len(texts) != len(references):
             raise ValueError(f"condition {condition!r}: expected {len(references)} hypotheses, got {len(texts)}")
+    if lower_case:
+        conditions = {condition: [text.lower() for text in texts] for condition, texts in conditions.items()}
+        references = [[text.lower() for text in texts] for texts in references]
     label = name or (Path(model).name if Path(model).is_dir() else str(model))
     floor = _baseline(label, num_layers) if rescale_with_baseline else 0.0
     scorer = _load(model, num_layers)
@@ -110,7 +117,8 @@ def bertscore_conditions(
         values = np.array([0.0 if one is None else (one - floor) / (1 - floor) for one in best])
         assert values.shape == (len(references),), "every picture is scored once"
         found[condition] = bootstrap_mean(values, seed=seed, resamples=resamples)
-    return found, _settings(model, label, num_layers, idf, rescale_with_baseline)
+    settings = _settings(model, label, num_layers, idf, rescale_with_baseline)
+    return found, f"{settings}, lower case" if lower_case else settings
 
 
 def _rows(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Iterator[tuple[str, Sequence[str]]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from devil_pipe.stages.common.progress import track
-from devil_pipe.stages.train.batches import whole_features
+from devil_pipe.stages.train.batches import Features, whole_features
 from devil_pipe.stages.train.language_model import LanguageModel
 from devil_pipe.stages.train.loop import derangement, row_losses, translate
 from devil_pipe.stages.train.translator import Translator
@@ -45,7 +45,7 @@ class Conditions:
         """`training_rows` give the mean feature, the best guess without a look at the picture."""
         self.store, self.translator, self.language_model = store, translator, language_model
         self.seed, self.max_new_tokens, self.batch_size = seed, max_new_tokens, batch_size
-        self.mean = [item.mean(dim=0, keepdim=True) for item in whole_features(store, training_rows)]
+        self.mean = _mean(whole_features(store, training_rows))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ class Conditions:
         return (ALL, *(layer.name for layer in self.store.layers), *CONTROLS)
 
     def outcomes(
-        self, names: Sequence[str], features: Sequence[Tensor], captions: Sequence[Sequence[int]]
+        self, names: Sequence[str], features: Features, captions: Sequence[Sequence[int]]
     ) -> dict[str, Outcome]:
         """The outcome of each condition; shuffled features give the descriptions of the pictures they come from."""
         found: dict[str, Outcome] = {}
@@ -68,7 +68,7 @@ class Conditions:
     def outcome(
         self,
         name: str,
-        features: Sequence[Tensor],
+        features: Features,
         captions: Sequence[Sequence[int]],
         written: list[str] | None = None,
     ) -> Outcome:
@@ -76,7 +76,7 @@ class Conditions:
 
         Args:
             name: one of `names`.
-            features: of the rows, each layer [rows, C].
+            features: of the rows.
             captions: token ids of each row's first reference.
             written: the descriptions, where they are known already.
         """
@@ -93,18 +93,25 @@ class Conditions:
             written = [text for part in parts for text in self.language_model.write(part, self.max_new_tokens)]
         return Outcome(written, nats, tokens)
 
-    def _prefixes(self, name: str, features: Sequence[Tensor]) -> Tensor | None:
-        count = len(features[0])
+    def _prefixes(self, name: str, features: Features) -> Tensor | None:
+        count = len(features)
         layers = None
         if name == "lm_alone":
             return None
         if name == "shuffled":
-            order = torch.from_numpy(derangement(count, self.seed))
-            features = [item[order] for item in features]
-        elif name == "mean":
-            features = [item.expand(count, -1) for item in self.mean]
-        elif name == "zero":
-            features = [torch.zeros_like(item) for item in features]
+            features = features.take(torch.from_numpy(derangement(count, self.seed)))
+        elif name in ("mean", "zero"):
+            chosen = [item if name == "mean" else torch.zeros_like(item) for item in self.mean]
+            features = Features([item.expand(count, -1) for item in chosen], torch.ones_like(features.there))
         elif name != ALL:
             layers = [[layer.name for layer in self.store.layers].index(name)]
         return translate(self.translator, features, layers, device=self.language_model.device)
+
+
+def _mean(features: Features) -> list[Tensor]:
+    """The mean of each layer [1, C] over the rows of which it knows something."""
+    counts = features.there.sum(dim=0).clamp(min=1)
+    return [
+        (layer * features.there[:, place, None]).sum(dim=0, keepdim=True) / counts[place]
+        for place, layer in enumerate(features.layers)
+    ]

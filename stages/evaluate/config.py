@@ -28,6 +28,7 @@ class BertScoreConfig(BaseModel):
     num_layers: int = Field(17, ge=1)
     idf: bool = False
     rescale_with_baseline: bool = False
+    lower_case: bool = Field(False, description="of both sides; MILANNOTATIONS' figures are so")
 
 
 class EvaluateConfig(BaseModel):

@@ -151,6 +151,7 @@ def _bertscore(
             num_layers=chosen.num_layers,
             idf=chosen.idf,
             rescale_with_baseline=chosen.rescale_with_baseline,
+            lower_case=chosen.lower_case,
             seed=config.seed,
             resamples=config.resamples,
             name=chosen.model,

@@ -1,38 +1,35 @@
 """The backbones that can be named, and how each gets its weights.
 
-A `BackboneSpec` says which library builds the module, which layers are explained by default, and how pixels are scaled.
-Weights come from the library's hub, from a file, from the asset cache, or at random (then named so everywhere).
+A `BackboneSpec` says how a module is built, which layers it has and which are explained by default, and how pixels are
+scaled. Weights come from the library's hub, from a file, from the asset cache, or at random (then named so everywhere).
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 from devil_pipe.stages.common.assets import asset
+from devil_pipe.stages.extract import dinov2, sources
+from devil_pipe.stages.extract.config import Size
+from devil_pipe.stages.extract.finding import find
+from devil_pipe.stages.extract.pictures import Transform, sides
+from devil_pipe.stages.extract.sources import IMAGENET, OPENAI, Found, open_clip_build, timm_build
+from devil_pipe.stages.extract.taps import Tap
+from devil_pipe.stages.extract.weights import load_file, randomise, state_digest
 from devil_pipe.store.errors import InputError, UsageError
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+__all__ = ["IMAGENET", "LITE", "OPENAI", "SPECS", "Backbone", "BackboneSpec", "Tap", "load", "spec", "state_digest"]
+
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a layer's feature map is read: the output of `module`, as a map or as a row of patch tokens."""
-
-    name: str
-    module: str
-    kind: Literal["map", "tokens"] = "map"
-    prefix_tokens: int = 0
+Result = TypeVar("Result")
+Known = Literal["imagenet", "clip", "none"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,29 @@ class BackboneSpec:
     default: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    test: Literal["imagenet", "clip"]
+    test: Known
+    """What is known of its answers: ImageNet's classes, captions of pictures, or nothing."""
+
     asset_weights: str | None = None
+    """The asset whose one checkpoint `auto` takes, its tensors in the module's order."""
+
+    size: Size = 224
+    """The pictures that it was trained on, in pixels."""
+
+    interpolation: str = "bicubic"
+    origin: Literal["preset", "timm", "open_clip", "function"] = "preset"
+    pretrained: str = "preset"
+    """The library's tag of the weights that `auto` takes; "" where none are published."""
+
+    tokenizer: str = ""
+    """open_clip's name of the text tower's tokenizer; "" for OpenAI's."""
+
+    quick_gelu: bool = True
+    """Of CLIP: whether its weights were trained with QuickGELU."""
+
+    def transform(self, size: Size | None = None) -> Transform:
+        """How pictures become this backbone's pixels; no size takes its own."""
+        return Transform(self.size if size is None else size, self.mean, self.std, self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -61,88 +79,166 @@ class Backbone:
     """SHA-256 over names and values of the weights, or `random:SEED`."""
 
 
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """open_clip warns whenever it builds without weights, and logs what it raises; both are said by us."""
-    logger = logging.getLogger()
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _timm(architecture: str) -> Callable[[bool, str], nn.Module]:
-    def build(pretrained: bool, device: str) -> nn.Module:
-        import timm
-
-        with torch.device(device):
-            return timm.create_model(architecture, pretrained=pretrained)  # type: ignore[no-any-return]
-
-    return build
-
-
-def _open_clip(architecture: str) -> Callable[[bool, str], nn.Module]:
-    def build(pretrained: bool, device: str) -> nn.Module:
-        import open_clip
-
-        tag = "openai" if pretrained else None
-        with torch.device(device), _without_remarks():
-            return open_clip.create_model(architecture, pretrained=tag, device=device)  # type: ignore[no-any-return]
-
-    return build
-
-
 # The paper counts convolutional and linear layers: the last block of a ResNet-50's four stages ends in 10, 22, 40, 49;
-# its own labels for them are L11 (once), L21, L39 and L49.
+# its own labels for them are L11 (once), L21, L39 and L49. For a ResNet-101, which it does not label, the count stands.
 _RN50 = ("L11", "L21", "L39", "L49")
+_RN101 = ("L10", "L22", "L91", "L100")
 _RESNET = tuple(Tap(name, f"layer{stage}") for stage, name in enumerate(_RN50, 1))
+_RESNET101 = tuple(Tap(f"layer{stage}", f"layer{stage}", alias=name) for stage, name in enumerate(_RN101, 1))
 _CLIP_RESNET = tuple(Tap(name, f"visual.layer{stage}") for stage, name in enumerate(_RN50, 1))
-_CLIP_VIT = tuple(
-    Tap(f"block{number}", f"visual.transformer.resblocks.{number - 1}", "tokens", 1) for number in range(1, 13)
-)
 _LITE = tuple(Tap(f"s{stride}", f"blocks.{block}") for stride, block in ((2, 0), (4, 1), (8, 2), (16, 4), (32, 6)))
+
+
+def _blocks(path: str) -> tuple[Tap, ...]:
+    return tuple(
+        Tap(f"block{number}", f"{path}.{number - 1}", "tokens", 1, alias=f"L{number}", norm="pre-norm")
+        for number in range(1, 13)
+    )
+
+
+_QUARTERS = ("block3", "block6", "block9", "block12")
 
 SPECS = {
     spec.name: spec
     for spec in (
         BackboneSpec(
             "effnet_lite0",
-            _timm("tf_efficientnet_lite0"),
+            timm_build("tf_efficientnet_lite0"),
             _LITE,
             ("s8", "s16", "s32"),
             *LITE,
             test="imagenet",
             asset_weights="efficientnet-lite0",
         ),
-        BackboneSpec("in_rn50", _timm("resnet50.tv_in1k"), _RESNET, _RN50[1:], *IMAGENET, test="imagenet"),
-        BackboneSpec("clip_rn50", _open_clip("RN50-quickgelu"), _CLIP_RESNET, _RN50[1:], *OPENAI, test="clip"),
+        BackboneSpec("in_rn50", timm_build("resnet50.tv_in1k"), _RESNET, _RN50[1:], *IMAGENET, test="imagenet"),
+        BackboneSpec(
+            "in_rn101",
+            timm_build("resnet101.tv_in1k"),
+            _RESNET101,
+            tuple(tap.name for tap in _RESNET101),
+            *IMAGENET,
+            test="imagenet",
+            interpolation="bilinear",
+        ),
+        BackboneSpec("clip_rn50", open_clip_build("RN50-quickgelu"), _CLIP_RESNET, _RN50[1:], *OPENAI, test="clip"),
         BackboneSpec(
             "clip_vit_b32",
-            _open_clip("ViT-B-32-quickgelu"),
-            _CLIP_VIT,
-            ("block3", "block6", "block9", "block12"),
+            open_clip_build("ViT-B-32-quickgelu"),
+            _blocks("visual.transformer.resblocks"),
+            _QUARTERS,
             *OPENAI,
             test="clip",
         ),
+        BackboneSpec("dinov2_s14_saliency", dinov2.build, _blocks("encoder.layer"), _QUARTERS, *IMAGENET, test="none"),
     )
 }
 
 
 def spec(name: str) -> BackboneSpec:
-    """The backbone of that name. Raises UsageError with the names there are."""
-    if name not in SPECS:
-        raise UsageError(f"backbone: expected one of {', '.join(SPECS)}, got {name!r}")
-    return SPECS[name]
+    """The backbone of that name: a preset, `timm/NAME`, `open_clip/NAME:TAG`, or `package.module:function`.
+
+    Raises:
+        UsageError: nobody knows it; says which names are near.
+        InputError: a function that does not work, or a backbone without layers that can be read.
+    """
+    if name in SPECS:
+        return SPECS[name]
+    origin, _, rest = name.partition("/")
+    if origin in ("timm", "open_clip") and rest:
+        return _from_library(name)
+    if ":" in name and name.partition(":")[0].replace(".", "").isidentifier():
+        return _with_layers(name, sources.from_function(name), "function")
+    near = sources.suggestions(name)
+    raise UsageError(
+        f"backbone: expected one of {', '.join(SPECS)}, or timm/NAME, open_clip/NAME:TAG, package.module:function, "
+        f"got {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    )
+
+
+@lru_cache(maxsize=16)
+def _from_library(name: str) -> BackboneSpec:
+    origin, _, rest = name.partition("/")
+    if origin == "timm":
+        return _with_layers(name, sources.from_timm(rest), "timm")
+    return _with_layers(name, sources.from_open_clip(rest), "open_clip")
+
+
+def _with_layers(name: str, found: Found, origin: Literal["timm", "open_clip", "function"]) -> BackboneSpec:
+    """Look for the layers by a trial forward, on the meta device where that works."""
+    known: Known = "clip" if origin == "open_clip" else "imagenet" if found.classes == 1000 else "none"
+    built = BackboneSpec(
+        name,
+        found.build,
+        taps=(),
+        default=(),
+        mean=found.pixels.mean,
+        std=found.pixels.std,
+        test=known,
+        size=found.pixels.image_size,
+        interpolation=found.pixels.interpolation,
+        origin=origin,
+        pretrained=found.pretrained,
+        tokenizer=found.tokenizer,
+        quick_gelu=found.quick_gelu,
+    )
+    size = sides(built.size)
+    try:
+        taps = without_weights(built, lambda module: find(module, size))
+    except InputError as error:
+        raise InputError(f"backbone {name}: {error}") from error
+    return replace(built, taps=taps, default=usual(taps))
+
+
+def usual(taps: tuple[Tap, ...]) -> tuple[str, ...]:
+    """The last block of every stage; where the grid never changes, the blocks at the quarters."""
+    stages = tuple(tap.name for tap in taps if tap.alias.startswith("stage"))
+    blocks = [tap.name for tap in taps if tap.block]
+    quarters = {round(len(blocks) * part / 4) for part in range(1, 5)} - {0}
+    return stages or tuple(blocks[number - 1] for number in sorted(quarters))
+
+
+def without_weights(found: BackboneSpec, work: Callable[[nn.Module], Result]) -> Result:
+    """Do something with a module of the right shapes: without numbers where it can be, else with random ones.
+
+    Raises:
+        InputError: it works with neither; says what was raised. What `work` says itself is passed on.
+    """
+    try:
+        with sources.silently():
+            module = found.build(False, "meta").eval()
+    except Exception:  # the CPU says whether it is the meta device's fault or the module's
+        module = None
+    if module is not None:
+        try:
+            return work(module)
+        except InputError:
+            raise
+        except Exception:  # idem
+            module = None
+    try:
+        return work(_seeded(found, False, 0).eval())
+    except InputError:
+        raise
+    except Exception as error:
+        height, width = sides(found.size)
+        told = sources.told(error)
+        raise InputError(f"a picture of {height} × {width} pixels does not go through it: {told}") from error
+
+
+def _seeded(found: BackboneSpec, pretrained: bool, seed: int) -> nn.Module:
+    """A module on the CPU; what it draws at random follows the seed, and the caller's random numbers go on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return found.build(pretrained, "cpu")
 
 
 def load(name: str, weights: str = "auto", seed: int = 0) -> Backbone:
     """Build a backbone with its weights, frozen and in eval mode.
 
     Args:
-        name: one of `SPECS`.
-        weights: "auto" (the asset cache or the hub), "random", or a path to a safetensors or weights-only file.
+        name: as in `spec`.
+        weights: "auto" (the asset cache, the hub, or the function's own), "random", or a path to a safetensors or
+            weights-only file.
         seed: of random weights.
 
     Raises:
@@ -151,12 +247,12 @@ def load(name: str, weights: str = "auto", seed: int = 0) -> Backbone:
     """
     found = spec(name)
     if weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = found.build(False, "cpu")
+        module = _seeded(found, False, seed)
+        if found.origin == "function":  # which may have loaded weights
+            randomise(module, seed)
         digest = f"random:{seed}"
     elif weights == "auto" and found.asset_weights is None:
-        module = _from_hub(found)
+        module = _published(found, seed)
         digest = state_digest(module)
     else:
         module = found.build(False, "cpu")
@@ -164,15 +260,24 @@ def load(name: str, weights: str = "auto", seed: int = 0) -> Backbone:
         if weights == "auto":
             assert found.asset_weights is not None
             path = next(asset(found.asset_weights).rglob("*.pth"))
-        _load_file(module, path, by_order=found.asset_weights is not None)
+        elif found.origin == "timm":  # a thousand classes of one's own may be others than ImageNet's
+            found = replace(found, test="none")
+        load_file(module, path, by_order=found.asset_weights is not None)
         digest = state_digest(module)
     module.eval().requires_grad_(False)
     return Backbone(found, module, digest)
 
 
-def _from_hub(found: BackboneSpec) -> nn.Module:
+def _published(found: BackboneSpec, seed: int) -> nn.Module:
+    if not found.pretrained:
+        raise InputError(
+            f"weights of {found.name}: none are published under this name; add a tag, or pass a local file with "
+            "--weights FILE, or --weights random to try the pipeline"
+        )
     try:
-        return found.build(True, "cpu")
+        return _seeded(found, True, seed)
+    except InputError:
+        raise
     except Exception as error:
         # Hub clients fail in many ways without a network (HTTP, DNS, offline flag); the remedy is one and the same.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -180,57 +285,3 @@ def _from_hub(found: BackboneSpec) -> nn.Module:
             f"weights of {found.name}: cannot be fetched from the model hub ({reason[:120]}); "
             "pass a local file with --weights FILE, or --weights random to try the pipeline"
         ) from error
-
-
-def _load_file(module: nn.Module, path: Path, *, by_order: bool) -> None:
-    """Load a state dict, by name; where a published file names the same tensors otherwise, by order and shape."""
-    state = _read_state(path)
-    own = module.state_dict()
-    if set(state) != set(own) and by_order:
-        shapes = [tuple(value.shape) for value in state.values()]
-        if shapes == [tuple(value.shape) for value in own.values()]:
-            state = dict(zip(own, state.values(), strict=True))
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    if missing or extra:
-        raise InputError(
-            f"{path}: expected the {len(own)} tensors of this backbone; "
-            f"missing {len(missing)} (such as {missing[:2]}), unknown {len(extra)} (such as {extra[:2]})"
-        )
-    wrong = [name for name in own if state[name].shape != own[name].shape]
-    if wrong:
-        name = wrong[0]
-        raise InputError(
-            f"{path}: tensor {name}: expected shape {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
-        )
-    module.load_state_dict(state, strict=True)
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise InputError(f"{path}: expected a file of weights, found none; `auto` and `random` are also possible")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A damaged or foreign file fails anywhere in the parser; the user needs the file's name and what would do.
-        raise InputError(f"{path}: expected safetensors or a weights-only checkpoint: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path}: expected a mapping from names to tensors, got {type(state).__name__}")
-    return state
-
-
-def state_digest(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a module's tensors; the container they came in does not matter."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from devil_pipe.stages.extract.backbones import spec
 from devil_pipe.stages.extract.config import ExtractConfig
 from devil_pipe.stages.extract.layers import planned_layers
 from devil_pipe.stages.extract.probe import PICTURES, Probe, probe
+from devil_pipe.stages.extract.units import MILANNOTATIONS, exemplars_a_row
 from devil_pipe.stages.prepare.index import OK, read_index
 from devil_pipe.store.errors import InputError
 from devil_pipe.store.layout import CRC_BYTES, index_bytes
@@ -58,6 +59,8 @@ class Estimate:
     probe: Probe
     free_bytes: int | None
     warnings: tuple[str, ...]
+    exemplars: int
+    """Pictures that a row stands for; 1 but for units."""
 
     @property
     def bytes(self) -> int:
@@ -67,7 +70,7 @@ class Estimate:
     @property
     def hours(self) -> float:
         """One process on this machine, at the probe's rate."""
-        return self.usable_rows / self.probe.whole / 3600
+        return self.usable_rows * self.exemplars / self.probe.whole / 3600
 
     def text(self, as_json: bool) -> str:
         """The answer as a table for a person, or as JSON with sorted keys.
@@ -78,7 +81,7 @@ class Estimate:
         (all layers) and `bytes_are` ("exact"; "estimated" from the probe's maps; "at most" where compression cannot be
         foreseen); `hours` (one process, this machine); `free_bytes` (of the store's disk; null for a URL); `probe`
         (`decode`, `forward`, `whole` in pictures a second, `device`, `batch_size`, `pictures`, `real_pictures`,
-        `weights`, `real_weights`, `ratios` by array); `warnings`.
+        `weights`, `real_weights`, `ratios` by array); `warnings`; `exemplars` (pictures that a row stands for).
         """
         if not as_json:
             return "\n".join([*self._table(), *self._lines(), *(f"warning: {line}" for line in self.warnings)])
@@ -125,7 +128,7 @@ def estimate(config: ExtractConfig, rows: int | None = None) -> Estimate:
         InputError: neither an index nor `rows`; a device, pictures or weights that cannot be used.
     """
     layers = planned_layers(spec(config.backbone), config.layers, config.image_size)
-    count, usable, chosen = _pictures(config, rows)
+    count, usable, chosen, exemplars = _pictures(config, rows)
     log("measuring for about ten seconds")
     measured = probe(config, layers, chosen)
     foreseen = not config.stored_as.compressed or measured.real_weights
@@ -147,6 +150,7 @@ def estimate(config: ExtractConfig, rows: int | None = None) -> Estimate:
         probe=measured,
         free_bytes=None if "://" in config.location else _free(Path(config.location)),
         warnings=(),
+        exemplars=exemplars,
     )
     return dataclasses.replace(found, warnings=tuple(_warnings(config, found)))
 
@@ -204,8 +208,8 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cells).rstrip() for cells in padded]
 
 
-def _pictures(config: ExtractConfig, rows: int | None) -> tuple[int, int, list[dict[str, Any]]]:
-    """Rows of the store, rows with a picture, and some of them to measure with."""
+def _pictures(config: ExtractConfig, rows: int | None) -> tuple[int, int, list[dict[str, Any]], int]:
+    """Rows of the store, rows with a picture, some of them to measure with, and the pictures that a row stands for."""
     path = config.data_dir / "index.parquet"
     if not path.is_file():
         if rows is None:
@@ -213,12 +217,13 @@ def _pictures(config: ExtractConfig, rows: int | None) -> tuple[int, int, list[d
                 f"{path}: no such file, so nobody knows how many pictures there are; "
                 f"run `devil-pipe prepare {config.data}`, or give --rows N"
             )
-        return rows, rows, []
+        return rows, rows, [], MILANNOTATIONS if config.stored_as.reduce == "units" else 1
     index = read_index(path)
+    exemplars = exemplars_a_row(index, config)
     good = index.filter(pc.equal(index["status"], OK))
     places = range(0, good.num_rows, max(1, good.num_rows // PICTURES))[:PICTURES]  # from its beginning to its end
-    some = good.take(list(places)).to_pylist()
-    return (index.num_rows, good.num_rows, some) if rows is None else (rows, rows, some)
+    some = good.take(list(places)).to_pylist() if exemplars == 1 else []  # else photographs are as good
+    return (index.num_rows, good.num_rows, some, exemplars) if rows is None else (rows, rows, some, exemplars)
 
 
 def _free(folder: Path) -> int:

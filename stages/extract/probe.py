@@ -83,10 +83,12 @@ def probe(config: ExtractConfig, layers: Sequence[LayerSpec], rows: Sequence[dic
         InputError: a device that is not there, pictures that are gone, or none that can be decoded.
     """
     keep_freed_memory()
+    if config.stored_as.reduce == "units":  # which cost what their pictures cost
+        config = config.model_copy(update={"encoding": "float16"})
     device = pick_device(config.runtime.device)
     backbone, why_random = _backbone(config)
     backbone.module.to(device).to(memory_format=torch.channels_last)
-    transform = Transform(config.image_size, backbone.spec.mean, backbone.spec.std)
+    transform = backbone.spec.transform(config.image_size)
     reads = _of_index(config, rows) or _photographs()
     with (
         Taps(backbone.module, choose(backbone.spec, config.layers)) as read,

@@ -13,12 +13,10 @@ from PIL import Image
 from torch import nn
 
 from devil_pipe.stages.extract.backbones import Backbone, Tap
-from devil_pipe.stages.extract.layers import Taps
+from devil_pipe.stages.extract.layers import Taps, choose
 from devil_pipe.stages.extract.pictures import Transform
 from devil_pipe.store.errors import InputError
 
-# Whatever size is extracted: sound weights misread pictures of a third of the size they were trained at.
-_TRAINED_AT = 224
 TOLERANCE = 0.02  # how far features in a shorter number type may be from float32's, relative
 # ImageNet-1k class numbers that a sound classifier gives; several, as cats and cups have neighbours.
 _IMAGENET = {
@@ -29,15 +27,20 @@ _CLIP = {"coffee": "a photo of a cup of coffee", "chelsea": "a photo of a cat", 
 
 
 def check(backbone: Backbone, transform: Transform) -> str:
-    """Classify the known pictures; returns a line about the result.
+    """Look at the known pictures as the backbone's weights allow; returns a line about the result.
+
+    An ImageNet classifier names them, CLIP pairs them with captions. Of any other backbone no answer is known: its maps
+    must be finite and differ between pictures.
 
     Raises:
-        InputError: another class than known: wrong weights, scaling or activation function.
+        InputError: another answer than known: wrong weights, scaling or activation function.
     """
     if backbone.weights.startswith("random:"):
         return "self-test skipped: random weights"
-    transform = replace(transform, size=_TRAINED_AT)
-    return _clip(backbone, transform) if backbone.spec.test == "clip" else _imagenet(backbone, transform)
+    # Whatever size is extracted: sound weights misread pictures of a third of the size they were trained at.
+    transform = replace(transform, size=backbone.spec.size)
+    tests = {"clip": _clip, "imagenet": _imagenet, "none": _differs}
+    return tests[backbone.spec.test](backbone, transform)
 
 
 def precision(backbone: Backbone, transform: Transform, taps: Sequence[Tap], compute: str) -> str:
@@ -87,13 +90,11 @@ def _imagenet(backbone: Backbone, transform: Transform) -> str:
 def _clip(backbone: Backbone, transform: Transform) -> str:
     import open_clip
 
-    # OpenAI's weights were trained with x·σ(1.702x); with another GELU the embeddings are subtly wrong and every
-    # class test still passes, so this is checked on the modules themselves.
-    plain = [name for name, module in backbone.module.named_modules() if isinstance(module, nn.GELU)]
-    if plain:
-        raise InputError(f"self-test of {backbone.spec.name}: expected QuickGELU throughout, found GELU at {plain[0]}")
     device = next(backbone.module.parameters()).device
-    tokens = open_clip.tokenize(list(_CLIP.values())).to(device)
+    if backbone.spec.quick_gelu:
+        _only_quick_gelu(backbone)
+    tokenizer = open_clip.get_tokenizer(backbone.spec.tokenizer) if backbone.spec.tokenizer else open_clip.tokenize
+    tokens = tokenizer(list(_CLIP.values())).to(device)
     with torch.inference_mode():
         texts = backbone.module.encode_text(tokens, normalize=True)  # type: ignore[operator]
         pictures = torch.cat([_pixels(name, transform, device) for name in _CLIP])
@@ -104,3 +105,30 @@ def _clip(backbone: Backbone, transform: Transform) -> str:
             f"self-test of {backbone.spec.name}: expected each of {list(_CLIP)} nearest to its own caption, got {found}"
         )
     return f"self-test passed: {', '.join(_CLIP)} each nearest to its own caption"
+
+
+def _only_quick_gelu(backbone: Backbone) -> None:
+    # OpenAI's weights were trained with x·σ(1.702x); with another GELU the embeddings are subtly wrong and every
+    # class test still passes, so this is checked on the modules themselves.
+    plain = [name for name, module in backbone.module.named_modules() if isinstance(module, nn.GELU)]
+    if plain:
+        raise InputError(f"self-test of {backbone.spec.name}: expected QuickGELU throughout, found GELU at {plain[0]}")
+
+
+def _differs(backbone: Backbone, transform: Transform) -> str:
+    device = next((parameter.device for parameter in backbone.module.parameters()), torch.device("cpu"))
+    pixels = torch.cat([_pixels(name, transform, device) for name in _CLIP])
+    with Taps(backbone.module, choose(backbone.spec, ())) as read, torch.inference_mode():
+        maps = read(pixels)
+    for name, values in maps.items():
+        if not bool(values.isfinite().all()):
+            raise InputError(f"self-test of {backbone.spec.name}: layer {name} has values that are NaN or infinite")
+        if any(torch.equal(values[0], other) for other in values[1:]):
+            raise InputError(
+                f"self-test of {backbone.spec.name}: layer {name} is the same for different pictures; "
+                "it sees nothing of them, or its weights are all zero"
+            )
+    return (
+        f"no known answer for {backbone.spec.name}; "
+        f"checked that the maps of {', '.join(maps)} are finite and differ between pictures"
+    )

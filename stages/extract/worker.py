@@ -27,14 +27,16 @@ from devil_pipe.stages.extract.config import ExtractConfig
 from devil_pipe.stages.extract.encode import encode
 from devil_pipe.stages.extract.lanes import Lanes, lanes
 from devil_pipe.stages.extract.layers import Taps, choose, layer_specs
-from devil_pipe.stages.extract.pictures import Transform
+from devil_pipe.stages.extract.units import Unit, decode_unit, encode_units, exemplars_a_row
 from devil_pipe.stages.prepare.index import index_digest, read_index, read_picture
+from devil_pipe.stages.prepare.milan.units import is_unit
 from devil_pipe.store.errors import InputError
 from devil_pipe.store.layout import DTYPES
 from devil_pipe.store.schema import Identity
 from devil_pipe.store.writer import StoreWriter
 
-Decoded = Tensor | str
+Item = Tensor | Unit
+Decoded = Item | str
 AHEAD = 3  # batches that are decoded before the backbone asks for them
 KINDS = ("decode", "start", "wait", "forward", "encode", "hold", "write", "total")
 
@@ -91,10 +93,11 @@ class Worker:
         keep_freed_memory()
         self.config, self.runtime = config, config.runtime
         self.index: pa.Table = read_index(config.data_dir / "index.parquet")
+        self.exemplars = exemplars_a_row(self.index, config)
         self.device = pick_device(config.runtime.device)
         self.backbone = load(config.backbone, config.weights)
         self.backbone.module.to(self.device).to(memory_format=torch.channels_last)  # convolutions are faster so
-        self.transform = Transform(config.image_size, self.backbone.spec.mean, self.backbone.spec.std)
+        self.transform = self.backbone.spec.transform(config.image_size)
         if check:
             log(selftest.check(self.backbone, self.transform))
         self.taps = choose(self.backbone.spec, config.layers)
@@ -103,7 +106,7 @@ class Worker:
         self.identity = Identity(
             backbone=config.backbone,
             weights=self.backbone.weights,
-            layers=layer_specs(self.backbone.module, self.taps, config.image_size),
+            layers=layer_specs(self.backbone.module, self.taps, self.transform.size),
             transform=self.transform.describe(),
             dtype=config.stored_as.values,
             encoding=config.encoding,
@@ -171,7 +174,7 @@ class Worker:
         for part in self._parts(rows):
             with times.count("wait" if times.forward else "start"):
                 batch = next(batches)
-            good = [(row, item) for row, item in zip(part, batch, strict=True) if isinstance(item, Tensor)]
+            good = [(row, item) for row, item in zip(part, batch, strict=True) if not isinstance(item, str)]
             invalid |= {row: item for row, item in zip(part, batch, strict=True) if isinstance(item, str)}
             for numbers, made in self._maps(good, read, among, times):
                 places = [row - rows.start for row in numbers]
@@ -181,7 +184,7 @@ class Worker:
         return arrays, invalid
 
     def _maps(
-        self, good: Sequence[tuple[int, Tensor]], read: Taps, among: Lanes, times: Times
+        self, good: Sequence[tuple[int, Item]], read: Taps, among: Lanes, times: Times
     ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
         """Pieces of a batch: their rows, and the arrays of these."""
         pieces = among.split(good)
@@ -189,15 +192,19 @@ class Worker:
             found = among.each(lambda piece: self._forward([item for _, item in piece], read), pieces)
         for piece, maps in zip(pieces, found, strict=True):
             numbers = [row for row, _ in piece]
+            units = [item for _, item in piece if isinstance(item, Unit)]
             made: dict[str, np.ndarray] = {}
             with torch.inference_mode(), times.count("encode"):
                 for layer in self.identity.layers:
-                    made |= encode(maps[layer.name], layer, self.identity.stored_as, numbers)
+                    if units:
+                        made |= encode_units(maps[layer.name], layer, units)
+                    else:
+                        made |= encode(maps[layer.name], layer, self.identity.stored_as, numbers)
             yield numbers, made
 
-    def _forward(self, pictures: Sequence[Tensor], read: Taps) -> dict[str, Tensor]:
+    def _forward(self, items: Sequence[Item], read: Taps) -> dict[str, Tensor]:
         with torch.inference_mode(), self._precision():
-            pixels = torch.stack(list(pictures))
+            pixels = torch.cat([item.pixels if isinstance(item, Unit) else item[None] for item in items])
             found = read(pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # else the wait is counted where the result is first touched
@@ -210,8 +217,9 @@ class Worker:
         return torch.autocast(self.device.type, dtype=getattr(torch, self.config.compute))
 
     def _parts(self, rows: range) -> Iterator[range]:
-        for begin in range(rows.start, rows.stop, self.runtime.batch_size):
-            yield range(begin, min(begin + self.runtime.batch_size, rows.stop))
+        step = max(1, self.runtime.batch_size // self.exemplars)
+        for begin in range(rows.start, rows.stop, step):
+            yield range(begin, min(begin + step, rows.stop))
 
     def _decoded(
         self, shards: Iterable[int], decoders: ThreadPoolExecutor, times: Times
@@ -242,6 +250,8 @@ class Worker:
         if row["status"] != "ok":
             return str(row["reason"])
         with times.count("decode"):
+            if is_unit(row):
+                return decode_unit(row, self.config.data_dir, self.transform, self.identity.layers)
             return self.transform.decode(read_picture(row, self.config.data_dir))
 
 

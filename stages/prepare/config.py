@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from devil_pipe.stages.prepare.milan.config import MilanConfig
+
 SplitName = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 
 
@@ -87,19 +89,89 @@ class WebdatasetConfig(_SplitSource):
     """A folder of .tar files, or one .tar file."""
 
 
+class DownloadConfig(_Section):
+    """How img2dataset fetches the pictures of a list of links."""
+
+    image_size: int = Field(default=256, ge=16)
+    """Pixels of the shorter side (keep_ratio), the longer side (keep_ratio_largest, border) or both (center_crop)."""
+    resize_mode: Literal["keep_ratio", "keep_ratio_largest", "no", "border", "center_crop"] = "keep_ratio"
+    """The first three keep a picture whole, as the method needs it; `no` keeps its size too."""
+    resize_only_if_bigger: bool = True
+    """Leave a picture that is already small as it is."""
+    encode_quality: int = Field(default=95, ge=1, le=100)
+    """JPEG quality of what is encoded anew; a JPEG that is not resized keeps its bytes."""
+    shard_pictures: int = Field(default=10_000, ge=10, le=100_000)
+    """Links in one shard; a stopped download does its open shards again, whole."""
+    processes: int = Field(default=0, ge=0)
+    """0: one for each core."""
+    threads: int = Field(default=64, ge=1)
+    """Connections of one process."""
+    timeout: int = Field(default=10, ge=1)
+    """Seconds without an answer after which a link counts as dead."""
+    retries: int = Field(default=1, ge=0)
+    """Further attempts at a link that failed."""
+    command: str = ""
+    """What starts img2dataset; "": the one on PATH, else `uv tool run`, in an environment of its own."""
+
+
+class Img2datasetConfig(_SplitSource):
+    """What img2dataset wrote, in any of its layouts, or shall write from the links of Conceptual Captions (CC3M)."""
+
+    shards: Path
+    """The folder that img2dataset wrote, or will write where `tsv` is given."""
+    layout: Literal["auto", "webdataset", "files", "parquet"] = "auto"
+    """img2dataset's output_format; auto: as what lies in the folder shows."""
+    tsv: Path | None = None
+    """Lines of caption TAB link, without a header, as published (Train_GCC-training.tsv)."""
+    tsv_val: Path | None = None
+    """The same for the split `val` (Validation_GCC-1.1.0-Validation.tsv); then all of `tsv` is `train`."""
+    download: DownloadConfig = DownloadConfig()
+
+    @model_validator(mode="after")
+    def _links_and_layout(self) -> Img2datasetConfig:
+        if self.tsv_val and not self.tsv:
+            raise ValueError("tsv_val: expected tsv (the training links) beside it, got none")
+        if self.tsv and self.layout not in ("auto", "webdataset"):
+            raise ValueError(f"layout: expected webdataset where tsv is given, got {self.layout}")
+        return self
+
+
+class CocoConfig(_SplitSource):
+    """COCO's captions: the published JSON files, Karpathy's file, or both."""
+
+    pictures: Path
+    """The folder with train2014/, val2014/ …, or with the pictures themselves."""
+    annotations: tuple[Path, ...] = ()
+    """captions_train2014.json and the like. The word after `captions_` is the split of its pictures, without
+    Karpathy's file; where it names none, `shares` decide."""
+    karpathy: Path | None = None
+    """dataset_coco.json: split and captions of every picture; with `annotations`, the captions are theirs."""
+    restval: Literal["train", "restval"] = "train"
+    """The split of the pictures that Karpathy's file calls restval."""
+
+    @model_validator(mode="after")
+    def _some_captions(self) -> CocoConfig:
+        if not self.annotations and self.karpathy is None:
+            raise ValueError("annotations: expected COCO's JSON files, or karpathy, got neither")
+        return self
+
+
 class PrepareConfig(_Section):
     """The prepare stage: where pictures and captions come from, and where their index goes."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     out: Path
     """The folder of the data set, data/NAME unless it is set."""
-    source: Literal["demo", "folder", "webdataset"]
+    source: Literal["demo", "folder", "webdataset", "img2dataset", "coco", "milan"]
     seed: int = Field(default=0, ge=0)
     workers: int = Field(default=0, ge=0)
     """Processes that decode or compose pictures; 0: one for each core. Changes no result."""
     demo: DemoConfig = DemoConfig()
     folder: FolderConfig | None = None
     webdataset: WebdatasetConfig | None = None
+    img2dataset: Img2datasetConfig | None = None
+    coco: CocoConfig | None = None
+    milan: MilanConfig | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from typing import Any
 from devil_pipe.stages.prepare.checks import BrokenError, clean_caption, picture_size, safe_key, split_of
 from devil_pipe.stages.prepare.config import FolderConfig
 from devil_pipe.stages.prepare.index import Row
-from devil_pipe.stages.prepare.sources import Found, in_parallel, stored_path
+from devil_pipe.stages.prepare.sources import Found, in_parallel, inside, stored_path
 from devil_pipe.store.errors import InputError
 
 PICTURE_SUFFIXES = frozenset(
@@ -151,16 +151,7 @@ def _entry(where: str, values: dict[str, Any], folder: Path) -> _Entry:
     for key, value in (("file", file), ("object", thing)):
         if not value.isprintable():
             raise InputError(f"{where}: key {key!r}: expected printable UTF-8 text, got {value!r}")
-    return _Entry(where, _inside(where, file, folder), tuple(captions), split, thing)
-
-
-def _inside(where: str, file: str, folder: Path) -> Path:
-    """The path relative to the folder. By the path's letters alone: links inside the folder are followed."""
-    top = os.path.abspath(folder)  # noqa: PTH100 - Path.absolute keeps ".."
-    full = os.path.normpath(os.path.join(top, file))  # noqa: PTH118 - idem
-    if not Path(full).is_relative_to(top) or full == top:
-        raise InputError(f"{where}: key 'file': expected a picture inside {folder}, got {file}")
-    return Path(full).relative_to(top)
+    return _Entry(where, inside(where, file, folder), tuple(captions), split, thing)
 
 
 def _key(entry: _Entry) -> str:

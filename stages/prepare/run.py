@@ -14,10 +14,14 @@ import pyarrow.compute as pc
 from devil_pipe.stages.common.assets import asset
 from devil_pipe.stages.common.files import write_json
 from devil_pipe.stages.common.progress import log, warn
+from devil_pipe.stages.prepare.coco import read_coco
 from devil_pipe.stages.prepare.config import PrepareConfig, WebdatasetConfig
 from devil_pipe.stages.prepare.demo import write_demo
+from devil_pipe.stages.prepare.download import fetch
 from devil_pipe.stages.prepare.folder import read_folder
+from devil_pipe.stages.prepare.img2dataset_layouts import read_img2dataset
 from devil_pipe.stages.prepare.index import OK, index_digest, to_table, write_index
+from devil_pipe.stages.prepare.milan.read import read_milan
 from devil_pipe.stages.prepare.sources import Found
 from devil_pipe.stages.prepare.webdataset import read_webdataset
 from devil_pipe.store.errors import InputError
@@ -66,6 +70,17 @@ def _read(config: PrepareConfig) -> Found:
     if config.source == "folder":
         assert config.folder is not None
         return read_folder(config.folder, config.seed, config.out, config.workers)
+    if config.source == "milan":
+        assert config.milan is not None
+        return read_milan(config.milan, config.seed, config.out, config.workers)
+    if config.source == "coco":
+        assert config.coco is not None
+        return read_coco(config.coco, config.seed, config.out, config.workers)
+    if config.source == "img2dataset":
+        assert config.img2dataset is not None
+        if config.img2dataset.tsv:
+            fetch(config.img2dataset, config.out)
+        return read_img2dataset(config.img2dataset, config.seed, config.out, config.workers)
     assert config.webdataset is not None
     return read_webdataset(config.webdataset, config.seed, config.out, config.workers)
 
@@ -90,6 +105,10 @@ def _clear(shards: Path) -> None:
 
 def _tell(summary: dict[str, Any], out: Path) -> None:
     log(f"{summary['pictures']} pictures indexed in {out}", **summary["splits"])
+    if summary.get("dead_links"):
+        dead = Counter(summary["dead_links_by_reason"]).most_common(5)
+        share = f"{summary['dead_links']} of {summary['links']} links ({summary['dead_share']:.1%})"
+        warn(f"{share} gave no picture: {', '.join(f'{count} × {reason}' for reason, count in dead)}")
     broken = sum(summary["broken"].values())
     if broken:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in list(summary["broken"].items())[:5])

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from devil_pipe.stages.common.progress import bar
 from devil_pipe.stages.prepare.index import Row
+from devil_pipe.store.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,6 +34,19 @@ def stored_path(path: Path, out: Path) -> str:
     return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
 
 
+def inside(where: str, file: str, folder: Path, key: str = "file") -> Path:
+    """A listed picture's path relative to its folder. By the path's letters alone: links inside are followed.
+
+    Raises:
+        InputError: it leads out of the folder, or is the folder.
+    """
+    top = os.path.abspath(folder)  # noqa: PTH100 - Path.absolute keeps ".."
+    full = os.path.normpath(os.path.join(top, file))  # noqa: PTH118 - idem
+    if not Path(full).is_relative_to(top) or full == top:
+        raise InputError(f"{where}: key {key!r}: expected a picture inside {folder}, got {file}")
+    return Path(full).relative_to(top)
+
+
 def in_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int, description: str, unit: str
 ) -> Iterator[Result]:
@@ -40,7 +54,7 @@ def in_parallel(
 
     Threads suffice: Pillow's codecs and resampling run without Python's global lock.
     """
-    pool = ThreadPoolExecutor(max_workers=workers or _cores())
+    pool = ThreadPoolExecutor(max_workers=workers or cores())
     try:
         with bar(description, len(items), unit) as shown:
             for result in pool.map(work, items):
@@ -50,7 +64,7 @@ def in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use, where the system tells."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

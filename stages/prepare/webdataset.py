@@ -10,16 +10,11 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from devil_pipe.stages.common.progress import warn
 from devil_pipe.stages.prepare.checks import (
     BrokenError,
     check_mask,
@@ -30,6 +25,7 @@ from devil_pipe.stages.prepare.checks import (
 )
 from devil_pipe.stages.prepare.config import WebdatasetConfig
 from devil_pipe.stages.prepare.index import Row
+from devil_pipe.stages.prepare.links import Tally, tally
 from devil_pipe.stages.prepare.sources import Found, in_parallel, stored_path
 from devil_pipe.store.errors import InputError
 
@@ -57,10 +53,20 @@ def read_webdataset(config: WebdatasetConfig, seed: int, out: Path, workers: int
     def index(shard: Path) -> list[Row]:
         return read_shard(shard, stored_path(shard, out), seed, config.shares)
 
+    rows = unique_keys(zip(shards, in_parallel(index, shards, workers, "checking shards", "shards"), strict=True))
+    counted = sum((tally(shard.with_suffix(".parquet")) for shard in shards), Tally())
+    return Found(rows, {"shards": len(shards), **counted.notes()})
+
+
+def unique_keys(read: Iterable[tuple[Path, list[Row]]]) -> list[Row]:
+    """The rows of all shards, in order.
+
+    Raises:
+        InputError: two shards hold one key.
+    """
     rows: list[Row] = []
     places: dict[str, Path] = {}
-    read = in_parallel(index, shards, workers, "checking shards", "shards")
-    for shard, found in zip(shards, read, strict=True):
+    for shard, found in read:
         for row in found:
             if row.key in places:
                 raise InputError(
@@ -69,8 +75,7 @@ def read_webdataset(config: WebdatasetConfig, seed: int, out: Path, workers: int
                 )
             places[row.key] = shard
         rows += found
-    dead = sum(_dead_links(shard.with_suffix(".parquet")) for shard in shards)
-    return Found(rows, {"shards": len(shards), "dead_links": dead})
+    return rows
 
 
 def read_shard(path: Path, name: str, seed: int, shares: Mapping[str, float]) -> list[Row]:
@@ -138,34 +143,58 @@ def _samples(path: Path) -> list[_Sample]:
 
 def _row(sample: _Sample, file: BinaryIO, shard: str, seed: int, shares: Mapping[str, float]) -> Row:
     known: dict[str, Any] = {"key": sample.key, "shard": shard, "split": split_of(sample.key, seed, shares)}
-    try:
-        _look(sample, file, known)
-    except BrokenError as error:
-        return Row(**known).broken(str(error))
-    return Row(**known)
-
-
-def _look(sample: _Sample, file: BinaryIO, known: dict[str, Any]) -> None:
-    """Add to `known` what the sample's members tell; what was found before a fault stays."""
 
     def read(ending: str) -> bytes:
         offset, size = sample.members[ending]
         file.seek(offset)
         return file.read(size)
 
-    if "json" in sample.members:
+    try:
+        picture = describe(sample.members, read, lambda ending: _range(sample, ending), known)
+        if picture != "png" and "png" in sample.members:
+            check_mask(read("png"), (known["width"], known["height"]))
+            known["mask_offset"], known["mask_size"] = sample.members["png"]
+    except BrokenError as error:
+        return Row(**known).broken(str(error))
+    return Row(**known)
+
+
+def _range(sample: _Sample, ending: str) -> dict[str, int]:
+    offset, size = sample.members[ending]
+    return {"offset": offset, "size": size}
+
+
+def describe(
+    endings: Collection[str],
+    read: Callable[[str], bytes],
+    place: Callable[[str], Mapping[str, Any]],
+    known: dict[str, Any],
+) -> str:
+    """Add to a row's columns what the sample's members tell; what was found before a fault stays.
+
+    Args:
+        endings: of the members: a picture's, txt, json.
+        read: gives a member's bytes.
+        place: gives the columns that say where a member lies.
+        known: the columns, added to.
+
+    Returns:
+        The picture's ending.
+
+    Raises:
+        BrokenError: a member is missing or cannot be used.
+    """
+    if "json" in endings:
         known |= _details(read("json"))
-    picture = next((ending for ending in PICTURE_ENDINGS if ending in sample.members), None)
+    picture = next((ending for ending in PICTURE_ENDINGS if ending in endings), None)
     if picture is None:
         raise BrokenError("no picture")
-    known["offset"], known["size"] = sample.members[picture]
-    if "txt" not in sample.members:
+    known |= place(picture)
+    if "txt" not in endings:
         raise BrokenError("no .txt")
     known["captions"] = (clean_caption(read("txt")),)
-    known["width"], known["height"] = size = picture_size(read(picture))
-    if picture != "png" and "png" in sample.members:
-        check_mask(read("png"), size)
-        known["mask_offset"], known["mask_size"] = sample.members["png"]
+    known["width"], known["height"] = picture_size(read(picture))
+    return picture
 
 
 def _details(data: bytes) -> dict[str, str]:
@@ -185,17 +214,3 @@ def _details(data: bytes) -> dict[str, str]:
         elif not _SPLIT.fullmatch(value):
             raise BrokenError("json: split is not of the letters a-z, digits and _")
     return found
-
-
-def _dead_links(parquet: Path) -> int:
-    """How many links of a shard img2dataset could not fetch, from the Parquet it writes beside the tar."""
-    if not parquet.is_file():
-        return 0
-    try:
-        if "status" not in pq.read_schema(parquet).names:
-            return 0
-        status = pq.read_table(parquet, columns=["status"])["status"]
-        return int(pc.sum(pc.not_equal(status, "success")).as_py() or 0)
-    except (OSError, pa.ArrowException) as error:
-        warn(f"{parquet}: not read, its dead links are not counted ({error})")
-        return 0

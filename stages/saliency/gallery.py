@@ -163,7 +163,7 @@ def _descriptions(
             vectors[min(int(item["y"] * height), height - 1), min(int(item["x"] * width), width - 1)]
             for item in markers
         ]
-        stacked = np.stack([features[place][0].numpy(), *[vector.astype(np.float32) for vector in chosen]])
+        stacked = np.stack([features.layers[place][0].numpy(), *[vector.astype(np.float32) for vector in chosen]])
         texts = model.write(maps.prefixes(layer, torch.from_numpy(stacked)), config.max_new_tokens)
         said[layer.name] = dict(zip(["whole", *[item["id"] for item in markers]], texts, strict=True))
     return said

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from devil_pipe.stages.evaluate.run import Trained
+from devil_pipe.stages.train.batches import Features
 from devil_pipe.stages.train.loop import translate
 from devil_pipe.store.schema import LayerSpec
 
@@ -35,7 +36,9 @@ class LikelihoodMaps:
         place = self.trained.store.layers.index(layer)
         features = [torch.zeros(len(vectors), spec.channels) for spec in self.trained.store.layers]
         features[place] = vectors
-        return translate(self.trained.translator, features, [place], device=self.trained.language_model.device)
+        there = torch.ones(len(vectors), len(features), dtype=torch.bool)
+        device = self.trained.language_model.device
+        return translate(self.trained.translator, Features(features, there), [place], device=device)
 
     @torch.inference_mode()
     def maps(self, layer: LayerSpec, row: int, queries: Sequence[str]) -> Float[Tensor, "queries height width"]:

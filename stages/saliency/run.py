@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from devil_pipe.stages.common.files import write_json
-from devil_pipe.stages.common.progress import log, track
+from devil_pipe.stages.common.progress import log, track, warn
 from devil_pipe.stages.evaluate.bootstrap import bootstrap_mean
 from devil_pipe.stages.evaluate.run import Trained, open_run
 from devil_pipe.stages.prepare.index import read_mask
@@ -39,20 +39,31 @@ def run(config: SaliencyConfig) -> None:
     maps = LikelihoodMaps(trained, config.grid, config.runtime.batch_size)
     rows = trained.rows(config.split)
     order = np.random.default_rng([config.seed, 2]).permutation(len(rows))
-    chosen = [rows[place] for place in order]
+    why = _no_maps(trained)
+    chosen = [] if why else [rows[place] for place in order]
+    if why:
+        warn(f"no maps and no gallery: {why}")
     gallery.build(config, trained, maps, chosen[: config.gallery])
     masked = [row for row in chosen if trained.index[row]["mask_size"] and trained.index[row]["object"]]
-    metrics = _localisation(config, trained, maps, masked[: config.pictures])
+    metrics = _localisation(config, trained, maps, masked[: config.pictures], why)
     write_json(config.out / "saliency" / "metrics.json", metrics)
     write_json(config.out / "saliency" / "seconds.json", {"saliency": round(time.monotonic() - begun, 1)})
 
 
+def _no_maps(trained: Trained) -> str:
+    """Why the store cannot serve heat maps; "" where it can."""
+    encoding = trained.store.identity.encoding
+    what = {"units": "means over units' exemplars", "partition": "random partitions"}
+    held = what.get(trained.store.identity.stored_as.reduce)
+    return f"the store holds {held} ({encoding}), which have no locations" if held else ""
+
+
 def _localisation(
-    config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: Sequence[int]
+    config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: Sequence[int], why: str
 ) -> dict[str, Any]:
     """Pointing and overlap of every layer's map for the object's name, beside maps that know nothing."""
     if not rows:
-        return {"saliency": {}, "n": 0, "not_run": "no test picture has a mask and a named object"}
+        return {"saliency": {}, "n": 0, "not_run": why or "no test picture has a mask and a named object"}
     names = [*(layer.name for layer in trained.store.layers), CENTRE, RANDOM]
     points: dict[str, list[float]] = {name: [] for name in names}
     overlaps: dict[str, list[float]] = {name: [] for name in names}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from devil_pipe.stages.train.config import DropoutConfig, Order
 from devil_pipe.stages.train.dropout import draw, pool, whole_mean
+from devil_pipe.store.layer import Stored
 from devil_pipe.store.order import windows
 from devil_pipe.store.reader import FeatureStore
 from devil_pipe.store.windows import Window, WindowReader
@@ -210,7 +211,7 @@ class BatchSource:
         stored = [self.store[layer.name].stored(rows) for layer in self.store.layers]
         return Batch(
             features=[pool(layer, self.dropout.spatial, generator) for layer in stored],
-            keep=draw(len(members), len(stored), self.dropout.layer, generator),
+            keep=draw(len(members), len(stored), self.dropout.layer, generator, layers_there(stored)),
             captions=[example.caption for example in members],
         )
 
@@ -259,10 +260,40 @@ class BatchSource:
         return Window(key, sorted(rows)), key[0] * self._per_epoch + places[-1] + 1
 
 
-def whole_features(store: FeatureStore, rows: Sequence[int], size: int = 256) -> list[Tensor]:
-    """Mean over all locations of each layer, float32 [rows, C]: what evaluation looks at."""
+def layers_there(stored: Sequence[Stored]) -> Bool[Tensor, "batch layers"] | None:
+    """Which layers know something of each row; None where all do, as of pictures."""
+    if any(layer.exemplars is None for layer in stored):
+        return None
+    there = [torch.from_numpy(layer.exemplars).flatten() > 0 for layer in stored if layer.exemplars is not None]
+    return torch.stack(there, dim=1)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled features of some rows, as evaluation looks at them."""
+
+    layers: list[Tensor]
+    """float32 [rows, C] of each layer: the mean over all locations, or over a unit's exemplars."""
+
+    there: Bool[Tensor, "rows layers"]
+    """Which layers know something of a row."""
+
+    def __len__(self) -> int:
+        return len(self.there)
+
+    def take(self, places: Int[Tensor, " places"]) -> Features:
+        """The rows at these places, in their order."""
+        return Features([layer[places] for layer in self.layers], self.there[places])
+
+
+def whole_features(store: FeatureStore, rows: Sequence[int], size: int = 256) -> Features:
+    """The features of rows of a store, without any dropout."""
     parts: list[list[Tensor]] = [[] for _ in store.layers]
+    there: list[Tensor] = []
     for begin in range(0, len(rows), size):
-        for part, layer in zip(parts, store.layers, strict=True):
-            part.append(whole_mean(store[layer.name].stored(rows[begin : begin + size])))
-    return [torch.cat(part) for part in parts]
+        stored = [store[layer.name].stored(rows[begin : begin + size]) for layer in store.layers]
+        for part, layer in zip(parts, stored, strict=True):
+            part.append(whole_mean(layer))
+        known = layers_there(stored)
+        there.append(torch.ones(len(stored[0].values), len(stored), dtype=torch.bool) if known is None else known)
+    return Features([torch.cat(part) for part in parts], torch.cat(there))

@@ -98,6 +98,33 @@ class Progress:
     digest: str
 
 
+@dataclass(frozen=True)
+class Best:
+    """The step with the least validation loss so far, of which configuration."""
+
+    step: int
+    loss: float
+    digest: str
+
+
+def save_best(path: Path, translator: torch.nn.Module, best: Best) -> None:
+    """Write the weights of the best step, whole or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in translator.state_dict().items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata={"best": json.dumps(best.__dict__)})
+
+
+def read_best(path: Path) -> Best | None:
+    """Which step the weights of this file are of, or None without a file. Raises InputError if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Best(**json.loads(file.metadata()["best"]))
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: expected the best step's weights; remove it: {error}") from error
+
+
 def save_progress(path: Path, translator: torch.nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> None:
     """Write weights, optimizer moments and position as one file, whole or not at all."""
     tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in translator.state_dict().items()}

@@ -93,6 +93,9 @@ class TrainConfig(_Section):
     order: Order = Field("auto", description="of an epoch; auto: permutation on a local store, windows on a far one")
     window_shards: int = Field(8, ge=1, description="shards of the store that are shuffled together in a window")
     validate_every: int = Field(1000, ge=1)
+    take: Literal["last", "best"] = Field(
+        "last", description="of the steps; best: least loss on the split val, never test"
+    )
     validation_rows: int = Field(1000, ge=2)
     runtime: TrainRuntime = TrainRuntime()
     store: StoreRoot = Field(description="folder or URL of the store")

@@ -101,8 +101,8 @@ def pool(stored: Stored, rate: float, generator: torch.Generator) -> Float32[Ten
     """Spatial dropout and mean of one layer, straight from the stored type, with masks of its own.
 
     A partition's groups are random sets of locations already: a random (1 − rate) of them is kept, exactly (one at
-    least), and their means are weighted by their sizes. Under an exemplar's mask nothing is dropped: a unit's mean is what
-    it is.
+    least), and their means are weighted by their sizes. Under an exemplar's mask nothing is dropped: a unit's mean is
+    what it is.
     """
     values = torch.from_numpy(stored.values)
     if stored.exemplars is not None:

@@ -9,12 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from devil_pipe.stages.common.progress import bar, log
 from devil_pipe.stages.train.alignment import Alignment
-from devil_pipe.stages.train.batches import Batch, BatchSource, Example, shards_a_window, whole_features
-from devil_pipe.stages.train.checkpoint import Progress, restore_progress, save_progress
+from devil_pipe.stages.train.batches import Batch, BatchSource, Example, Features, shards_a_window, whole_features
+from devil_pipe.stages.train.checkpoint import (
+    Best,
+    Progress,
+    read_best,
+    restore_progress,
+    save_best,
+    save_progress,
+)
 from devil_pipe.stages.train.config import PhaseConfig, TrainConfig
 from devil_pipe.stages.train.journal import PHASES, Journal
 from devil_pipe.stages.train.language_model import LanguageModel
@@ -59,8 +67,10 @@ class Loop:
     def __init__(self, parts: Parts, digest: str, resumed: Progress | None) -> None:
         self.parts, self.digest, self.resumed = parts, digest, resumed
         self.state = parts.config.out / "train" / "state.safetensors"
+        self.best_file = parts.config.out / "train" / "best.safetensors"
         at = (resumed.phase, resumed.step) if resumed else (None, 0)
         self.main = parts.accelerator.is_main_process
+        self.best = self._best_before(resumed)
         self.journal = Journal(parts.config.out / "train" / "log.jsonl", *at) if self.main else None
         self.seconds = resumed.seconds if resumed else 0.0
         self.clock = time.monotonic()
@@ -73,7 +83,21 @@ class Loop:
             if self.resumed and PHASES.index(name) < PHASES.index(self.resumed.phase):
                 continue
             self._phase(name, phase)
+        if self.best is not None:
+            self.parts.translator.load_state_dict(load_file(self.best_file))
+            log("taking the step with the least validation loss", step=self.best.step, loss=round(self.best.loss, 3))
         return self._elapsed()
+
+    def _best_before(self, resumed: Progress | None) -> Best | None:
+        """The best step of a run that goes on; one that is still to come, or another run's, is forgotten."""
+        if not self.main:
+            return None
+        found = read_best(self.best_file)
+        behind = resumed.step if resumed and resumed.phase == PHASES[-1] else 0
+        if self.parts.config.take == "best" and found and found.digest == self.digest and found.step <= behind:
+            return found
+        self.best_file.unlink(missing_ok=True)
+        return None
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.clock
@@ -145,12 +169,19 @@ class Loop:
         if step % config.runtime.log_every == 0 or last:
             self.journal.add(**entry, loss=round(loss, 5), lr=lr)
         if step % config.validate_every == 0 or last:
-            self.journal.add(**entry, **self._validate(name))
+            scores = self._validate(name)
+            self.journal.add(**entry, **scores)
+            self._keep_best(step, scores.get("val_loss"))
         if time.monotonic() - self.saved >= config.runtime.save_every_seconds or last:
             save_progress(
                 self.state, self.parts.translator, optimizer, Progress(name, step, self._elapsed(), self.digest)
             )
             self.saved = time.monotonic()
+
+    def _keep_best(self, step: int, loss: float | None) -> None:
+        if self.parts.config.take == "best" and loss is not None and (self.best is None or loss < self.best.loss):
+            self.best = Best(step, loss, self.digest)
+            save_best(self.best_file, self.parts.translator, self.best)
 
     def _validate(self, name: str) -> dict[str, float]:
         """Losses without dropout on the validation rows, the language phase's beside that of shuffled features."""
@@ -202,19 +233,21 @@ def _alignment_scores(
 @torch.inference_mode()
 def translate(
     translator: Translator,
-    features: Sequence[Tensor],
+    features: Features,
     layers: Sequence[int] | None = None,
     *,
     device: torch.device,
     size: int = 256,
 ) -> Tensor:
-    """Prefix tokens [rows, queries, width] for features [rows, C] of each layer, looking at `layers` (all if None)."""
-    count = len(features[0])
-    keep = torch.zeros(count, len(features), dtype=torch.bool)
-    keep[:, list(layers) if layers is not None else slice(None)] = True
+    """Prefix tokens [rows, queries, width] of features, looking at `layers` (all if None), as far as they are there."""
+    keep = torch.zeros_like(features.there)
+    chosen = list(layers) if layers is not None else slice(None)
+    keep[:, chosen] = features.there[:, chosen]
     parts = [
-        translator([item[begin : begin + size].to(device) for item in features], keep[begin : begin + size].to(device))
-        for begin in range(0, count, size)
+        translator(
+            [item[begin : begin + size].to(device) for item in features.layers], keep[begin : begin + size].to(device)
+        )
+        for begin in range(0, len(features), size)
     ]
     return torch.cat(parts)
 

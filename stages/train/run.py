@@ -46,7 +46,8 @@ def run(config: TrainConfig) -> None:
         log("the configuration or the store changed: training starts again")
         progress = None
     parts = _parts(config, accelerator, store)
-    seconds = Loop(parts, digest, progress).run()
+    loop = Loop(parts, digest, progress)
+    seconds = loop.run()
     if not accelerator.is_main_process:
         return
     card = Card(
@@ -60,7 +61,7 @@ def run(config: TrainConfig) -> None:
         data_note=data_note(config.data_dir),
     )
     save(config.out / "checkpoint", parts.translator, card)
-    write_json(config.out / "train" / "summary.json", _summary(config, parts, seconds))
+    write_json(config.out / "train" / "summary.json", _summary(config, parts, seconds) | _taken(config, loop))
     write_json(config.out / "train" / "seconds.json", {"train": round(seconds, 1)})
     _warn_if_blind(config)
 
@@ -144,6 +145,11 @@ def _summary(config: TrainConfig, parts: Parts, seconds: float) -> dict[str, Any
         "weights": parts.store.identity.weights,
         "config": config.model_dump(mode="json", exclude={"store", "data_dir", "out"}),
     }
+
+
+def _taken(config: TrainConfig, loop: Loop) -> dict[str, Any]:
+    step = loop.best.step if loop.best else config.phase.steps
+    return {"taken_step": step, "taken": config.take}
 
 
 def data_note(data_dir: Path) -> str:

@@ -21,7 +21,7 @@ from devil_pipe.stages.common.progress import Mode, log, speak
 
 from ..stages.webdataset_fixture import jpeg
 
-COMMANDS = ("assets", "prepare", "extract", "train", "evaluate", "saliency", "report")
+COMMANDS = ("assets", "prepare", "layers", "extract", "train", "evaluate", "saliency", "report")
 HEAVY = {"torch", "torchvision", "transformers", "zarr", "timm", "open_clip", "numpy", "pyarrow", "matplotlib", "PIL"}
 
 

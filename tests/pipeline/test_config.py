@@ -69,7 +69,7 @@ MISTAKES = {
     "a path inside the file": ("stores/s", "data: d\nbackbone: b\nout: x", ["out: unknown key"]),
     "missing keys": ("stores/s", "image_size: 64", ["data: missing", "backbone: missing"]),
     "no section for the source": ("data/d", "source: webdataset", ["webdataset needs a section"]),
-    "unknown source": ("data/d", "source: internet", ["source", "'demo', 'folder' or 'webdataset'", "'internet'"]),
+    "unknown source": ("data/d", "source: internet", ["source", "'demo', 'folder', 'webdataset'", "'internet'"]),
     "negative spatial dropout": ("runs/r", RUN + ", dropout: {spatial: -0.1}}", ["train.dropout.spatial", "-0.1"]),
     "everything dropped": ("runs/r", RUN + ", dropout: {layer: 1}}", ["train.dropout.layer", "less than 1", "got 1"]),
     "heads do not divide": ("runs/r", RUN + ", translator: {width: 16, heads: 5}}", ["train.translator", "heads (5)"]),

@@ -242,6 +242,18 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
         fetch(["scenes"])
 
 
+def test_what_the_demo_does_not_need_is_fetched_when_it_is_named(
+    wheel: Asset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know(monkeypatch, tiny=wheel, extra=wheel.model_copy(update={"demo": False}))
+    fetch()
+    assert asset("tiny").is_dir()
+    with pytest.raises(InputError, match=r"asset 'extra' .*: run `devil-pipe assets extra` to fetch it"):
+        asset("extra")
+    fetch(["extra"])
+    assert (asset("extra") / "model.bin").read_bytes() == WEIGHTS
+
+
 @pytest.mark.parametrize("value", ["", "  "])
 def test_an_empty_setting_is_no_setting(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVIL_PIPE_CACHE", value)
@@ -250,7 +262,14 @@ def test_an_empty_setting_is_no_setting(value: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_table_pins_everything() -> None:
-    assert set(table()) == {"efficientnet-lite0", "smollm2-135m", "minilm-l6", "stamps", "scenes"}
+    assert {name for name, one in table().items() if one.demo} == {
+        "efficientnet-lite0",
+        "smollm2-135m",
+        "minilm-l6",
+        "stamps",
+        "scenes",
+    }
+    assert {name for name, one in table().items() if not one.demo} == {"dinov2_s14_saliency"}
     for one in table().values():
         assert all(len(digest) == 64 for digest in (one.sha256, *one.files.values()))
         assert bool(one.files) == (one.kind == "wheel")

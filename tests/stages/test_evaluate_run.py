@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from devil_pipe.pipeline.config import Run
+from devil_pipe.stages.evaluate import conditions
 from devil_pipe.stages.evaluate.conditions import Conditions
 from devil_pipe.stages.evaluate.naming import Namer
 from devil_pipe.stages.evaluate.run import distinct, open_run
 from devil_pipe.stages.evaluate.run import run as evaluate
+from devil_pipe.stages.train.batches import Features
 from devil_pipe.store.errors import InputError
 
 from .. import tiny
@@ -160,18 +162,27 @@ def test_the_mean_feature_is_that_of_the_training_pictures(run: Run, trained: Pa
     for layer, found in zip(opened.store.layers, made.mean, strict=True):
         maps = opened.store[layer.name].stored(range(tiny.SPLITS["train"])).values.astype(np.float64)
         assert np.allclose(found[0].numpy(), maps.mean(axis=(0, 1)), atol=1e-5)
-    features = [torch.randn(4, layer.channels) for layer in opened.store.layers]
-    other = [torch.randn(4, layer.channels) for layer in opened.store.layers]
+    everywhere = torch.ones(4, len(opened.store.layers), dtype=torch.bool)
+    features, other = (
+        Features([torch.randn(4, layer.channels) for layer in opened.store.layers], everywhere) for _ in range(2)
+    )
     captions = [[5, 6], [7], [8, 9, 10], [11]]
     for name in ("mean", "zero", "lm_alone"):
         one, two = (made.outcome(name, item, captions) for item in (features, other))
         assert torch.equal(one.nats, two.nats)
         assert one.descriptions == two.descriptions
-    mixed = [features[0], other[1]]
+    mixed = Features([features.layers[0], other.layers[1]], everywhere)
     assert torch.equal(made.outcome("fine", features, captions).nats, made.outcome("fine", mixed, captions).nats)
     assert not torch.equal(
         made.outcome("coarse", features, captions).nats, made.outcome("coarse", mixed, captions).nats
     )
+
+
+def test_the_mean_feature_is_over_the_rows_that_a_layer_knows_something_of() -> None:
+    """Zeros that stand for nothing must not pull the mean towards zero."""
+    layers = [torch.tensor([[2.0], [4.0], [9.0]]), torch.tensor([[7.0], [0.0], [0.0]])]
+    there = torch.tensor([[True, True], [True, False], [True, False]])
+    assert [item.tolist() for item in conditions._mean(Features(layers, there))] == [[[5.0]], [[7.0]]]
 
 
 def test_a_split_without_pictures_is_named(run: Run, trained: Path) -> None:

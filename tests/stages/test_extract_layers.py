@@ -16,9 +16,16 @@ from devil_pipe.store.errors import InputError, UsageError
 # the architectures' own tables (strides 8, 16 and 32; 7 × 7 patches of 32 pixels).
 SHAPES = {
     "effnet_lite0": {"s8": (40, 28, 28), "s16": (112, 14, 14), "s32": (320, 7, 7)},
+    "in_rn101": {
+        "layer1": (256, 56, 56),
+        "layer2": (512, 28, 28),
+        "layer3": (1024, 14, 14),
+        "layer4": (2048, 7, 7),
+    },
     "in_rn50": {"L21": (512, 28, 28), "L39": (1024, 14, 14), "L49": (2048, 7, 7)},
     "clip_rn50": {"L21": (512, 28, 28), "L39": (1024, 14, 14), "L49": (2048, 7, 7)},
     "clip_vit_b32": {f"block{number}": (768, 7, 7) for number in (3, 6, 9, 12)},
+    "dinov2_s14_saliency": {f"block{number}": (384, 16, 16) for number in (3, 6, 9, 12)},
 }
 
 
@@ -30,10 +37,18 @@ def open_clip_says(module: nn.Module, pixels: Tensor) -> list[Tensor]:
     return list(module.visual.forward_intermediates(pixels)["image_intermediates"])  # type: ignore[operator, union-attr]
 
 
+def transformers_says(module: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """Dinov2's own hidden states, the embeddings and the class token left away."""
+    states = module(pixels, output_hidden_states=True).hidden_states[1:]
+    return [state[:, 1:].transpose(1, 2).unflatten(2, (16, 16)) for state in states]
+
+
 # Our layer names beside the place of each in the library's own list of intermediate maps (NCHW).
 ORACLES: dict[str, tuple[Callable[[nn.Module, Tensor], list[Tensor]], dict[str, int]]] = {
     "effnet_lite0": (timm_says, {"s2": 0, "s4": 1, "s8": 2, "s16": 3, "s32": 4}),
     "in_rn50": (timm_says, {"L11": 1, "L21": 2, "L39": 3, "L49": 4}),
+    "in_rn101": (timm_says, {f"layer{stage}": stage for stage in (1, 2, 3, 4)}),
+    "dinov2_s14_saliency": (transformers_says, {f"block{number}": number - 1 for number in range(1, 13)}),
     "clip_rn50": (open_clip_says, {"L11": 1, "L21": 2, "L39": 3, "L49": 4}),
     "clip_vit_b32": (open_clip_says, {f"block{number}": number - 1 for number in range(1, 13)}),
 }
@@ -113,11 +128,37 @@ def test_layers_come_in_the_backbones_order() -> None:
 
 
 @pytest.mark.parametrize(
+    ("backbone_name", "names", "expected"),
+    [
+        ("in_rn50", ["layer4"], ["L49"]),  # the module that puts it out
+        ("clip_rn50", ["visual.layer3", "layer4"], ["L39", "L49"]),
+        ("in_rn101", ["L100", "L10"], ["layer1", "layer4"]),  # the alias
+        ("clip_vit_b32", ["L12"], ["block12"]),  # as the paper's figures call it
+        ("clip_vit_b32", ["last:3"], ["block10", "block11", "block12"]),
+        ("clip_vit_b32", ["every:3"], ["block3", "block6", "block9", "block12"]),
+        ("clip_vit_b32", ["every:5", "block1"], ["block1", "block2", "block7", "block12"]),
+        ("clip_vit_b32", ["last-of-every-stage"], ["block12"]),
+        ("in_rn50", ["last-of-every-stage"], ["L11", "L21", "L39", "L49"]),
+        ("in_rn50", ["all"], ["L11", "L21", "L39", "L49"]),
+        ("in_rn50", ["last:1", "L11"], ["L11", "L49"]),
+    ],
+)
+def test_layers_are_chosen_by_name_alias_module_or_rule(
+    backbone_name: str, names: list[str], expected: list[str]
+) -> None:
+    assert [tap.name for tap in choose(spec(backbone_name), names)] == expected
+
+
+@pytest.mark.parametrize(
     ("names", "said"),
     [
         (["L49", "L50"], "layers: in_rn50 has L11, L21, L39, L49, got 'L50'"),
-        (["layer4"], "got 'layer4'"),
+        (["layer5"], "got 'layer5'.* see `devil-pipe layers in_rn50`"),
         (["L49", "L49"], "layers: 'L49' is named twice"),
+        (["L49", "layer4"], r"layers: 'L49' is named twice \(it is 'layer4'\)"),
+        (["last:5"], "layers: expected last:N with N from 1 to 4, the blocks of in_rn50, got 'last:5'"),
+        (["every:0"], "expected every:N with N from 1 to 4.*got 'every:0'"),
+        (["last:two"], "expected last:N with N from 1 to 4.*got 'last:two'"),
     ],
 )
 def test_wrong_layers_are_named(names: list[str], said: str) -> None:
@@ -126,7 +167,7 @@ def test_wrong_layers_are_named(names: list[str], said: str) -> None:
 
 
 def test_an_unknown_backbone_names_the_known() -> None:
-    with pytest.raises(UsageError, match="expected one of effnet_lite0, in_rn50, clip_rn50, clip_vit_b32, got 'vgg'"):
+    with pytest.raises(UsageError, match=r"expected one of effnet_lite0, in_rn50, .*, or timm/NAME, .*, got 'vgg'"):
         load("vgg")
 
 

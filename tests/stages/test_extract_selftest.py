@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -12,10 +13,13 @@ import torch
 from torch import nn
 
 from devil_pipe.stages.extract import selftest
-from devil_pipe.stages.extract.backbones import IMAGENET, LITE, OPENAI, Backbone, load, spec
+from devil_pipe.stages.extract.backbones import IMAGENET, LITE, OPENAI, Backbone, load, spec, usual
+from devil_pipe.stages.extract.finding import find
 from devil_pipe.stages.extract.layers import choose
 from devil_pipe.stages.extract.pictures import Transform
 from devil_pipe.store.errors import InputError
+
+from . import own_backbones
 
 
 @pytest.mark.assets
@@ -96,3 +100,43 @@ def test_features_too_far_from_float32_are_refused(asset_or_skip: Callable[[str]
     selftest.precision(backbone, transform, taps, "float16")
     with pytest.raises(InputError, match=r"compute: bfloat16 changes the features of effnet_lite0 by more than 2%"):
         selftest.precision(backbone, transform, taps, "bfloat16")
+
+
+def own(module: nn.Module, name: str = "mine:net") -> Backbone:
+    """A module of a person's own with its own weights."""
+    module = module.eval().requires_grad_(False)
+    taps = find(module, (64, 64))
+    own_spec = replace(spec("in_rn50"), name=name, taps=taps, default=usual(taps), size=64, test="none")
+    return Backbone(own_spec, module, "f" * 64)
+
+
+def test_of_ones_own_module_finite_maps_that_differ_are_asked_for() -> None:
+    backbone = own(own_backbones.Odd())
+    said = selftest.check(backbone, backbone.spec.transform())
+    assert said == (
+        "no known answer for mine:net; "
+        "checked that the maps of stage1.1, stage2.1 are finite and differ between pictures"
+    )
+    broken = own(own_backbones.broken())
+    with pytest.raises(InputError, match=r"self-test of mine:net: layer stage2.1 has values that are NaN or infinite"):
+        selftest.check(broken, broken.spec.transform())
+    blind = own(own_backbones.Blind())
+    with pytest.raises(InputError, match=r"self-test of mine:net: layer conv is the same for different pictures"):
+        selftest.check(blind, blind.spec.transform())
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet.r160_in1k", "timm/test_vit.r160_in1k"])
+def test_timms_classifiers_of_imagenet_are_asked_for_its_classes(name: str) -> None:
+    random = load(name, "random")
+    assert random.spec.test == "imagenet"
+    with pytest.raises(InputError, match=f"self-test of {name}: expected coffee in one of the classes"):
+        selftest.check(Backbone(random.spec, random.module, "f" * 64), random.spec.transform())
+
+
+@pytest.mark.parametrize(("tag", "stopped"), [("openai", True), ("laion2b_e16", False)])
+def test_quick_gelu_is_asked_for_where_the_tag_was_trained_with_it(tag: str, stopped: bool) -> None:
+    plain = open_clip.create_model("ViT-B-32", device="meta")
+    backbone = Backbone(spec(f"open_clip/ViT-B-32:{tag}"), plain, "f" * 64)
+    with pytest.raises((InputError, NotImplementedError, RuntimeError)) as caught:  # meta tensors have no numbers
+        selftest.check(backbone, backbone.spec.transform())
+    assert ("expected QuickGELU throughout" in str(caught.value)) == stopped

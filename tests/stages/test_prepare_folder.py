@@ -94,13 +94,15 @@ def test_links_are_followed_also_round_in_a_circle(pictures: Path) -> None:
 def test_broken_pictures_are_rows(pictures: Path) -> None:
     (pictures / "b.JPEG").write_bytes(jpeg(1)[:150])
     (pictures / "d.jpg").write_text("a text")
-    listed = b"file,caption\na.jpg,a dog\nb.JPEG,a cat\nd.jpg,x\nnone.jpg,y\nmore/c.jpg,caf\xe9\n"
+    (pictures / "e.jpg").write_bytes(jpeg(3))
+    listed = b"file,caption\na.jpg,a dog\nb.JPEG,a cat\nd.jpg,x\nnone.jpg,y\nmore/c.jpg,caf\xe9\ne.jpg, \n"
     reasons = {row["key"]: row["reason"] for row in prepare(pictures, listed)}
     assert reasons["a"] == ""
     assert reasons["b"] == "picture cannot be decoded: JPEG that is cut short, damaged or of an unknown kind"
     assert reasons["d"] == "picture cannot be decoded: not a picture"
     assert reasons["none"] == "no such file"
     assert reasons["more_c"] == "caption is not UTF-8"
+    assert reasons["e"] == "empty caption"
 
 
 def test_every_broken_file_is_a_row_in_the_words_of_the_stage_that_would_decode_it(pictures: Path) -> None:

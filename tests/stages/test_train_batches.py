@@ -298,7 +298,7 @@ def test_every_example_keeps_a_layer(store: FeatureStore) -> None:
 def test_whole_features_are_plain_means_however_they_are_read(store: FeatureStore) -> None:
     rows = [5, 0, 17, 5, 33]
     for layer, whole, parts in zip(
-        store.layers, whole_features(store, rows), whole_features(store, rows, size=2), strict=True
+        store.layers, whole_features(store, rows).layers, whole_features(store, rows, size=2).layers, strict=True
     ):
         slow = [
             np.mean([place.astype(np.float64) for place in store[layer.name].stored([row]).values[0]], axis=0)

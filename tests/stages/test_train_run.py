@@ -148,6 +148,33 @@ def test_the_last_validation_is_that_of_the_checkpoint(run: Run, trained: Path) 
     assert validation_loss(run.train) == pytest.approx(lines(trained)[-1]["val_loss"], abs=1e-4)
 
 
+@pytest.mark.parametrize("saves", [None, 2, 5])
+def test_the_best_step_on_val_is_taken_whether_or_not_the_run_was_stopped(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int | None
+) -> None:
+    """Losses are made to fall and rise again: the weights are those of a run that ended at the best step."""
+    phase = {"steps": 6, "batch_size": 8, "lr": 1e-2, "warmup_steps": 0, "min_lr": 1e-2}
+    change: dict[str, Any] = {"warmup": {"kind": "none"}, "validate_every": 1, "take": "best"}
+
+    def told_losses(self: loop.Loop, name: str) -> dict[str, float]:
+        step = int(json.loads((self.parts.config.out / "train" / "log.jsonl").read_text().splitlines()[-1])["step"])
+        return {"val_loss": [3.0, 2.0, 1.0, 1.5, 1.2, 4.0][step - 1], "val_loss_shuffled": 9.0}
+
+    monkeypatch.setattr(loop.Loop, "_validate", told_losses)
+    values = run.train.model_dump() | {"phase": phase} | change
+    best = TrainConfig.model_validate(values | {"out": tmp_path / "best"})
+    if saves is None:
+        train(best)
+    else:
+        stopped_and_resumed(best, saves)
+    short = values | {"out": tmp_path / "short", "take": "last", "phase": phase | {"steps": 3}}
+    train(TrainConfig.model_validate(short))
+    assert weights(tmp_path / "best") == weights(tmp_path / "short")
+    summary = json.loads((tmp_path / "best" / "train" / "summary.json").read_text())
+    assert (summary["taken"], summary["taken_step"]) == ("best", 3)
+    assert json.loads((tmp_path / "short" / "train" / "summary.json").read_text())["taken_step"] == 3
+
+
 def test_token_accuracy_counts_the_tokens_that_were_not_read() -> None:
     """Codes 1, 2, 3 and the end (0); the captions are (1, 2, 3) and (2, 3); read are (1, 2), cut short, and nothing."""
     config = WarmupConfig(kind="alignment", phase=PhaseConfig(steps=1))

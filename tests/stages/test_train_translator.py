@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from devil_pipe.stages.train.batches import Features
 from devil_pipe.stages.train.config import PhaseConfig, TranslatorConfig
 from devil_pipe.stages.train.loop import make_optimizer, translate
 from devil_pipe.stages.train.translator import Translator, planned_parameters, trainable_parameters
@@ -152,19 +153,34 @@ def test_layers_are_told_apart_and_queries_too() -> None:
 
 def test_a_picture_does_not_see_its_batch() -> None:
     made, own = small().eval(), features()
-    whole = translate(made, own, device=torch.device("cpu"))
+    whole = translate(made, known(own), device=torch.device("cpu"))
     alone = torch.cat(
-        [translate(made, [item[row : row + 1] for item in own], device=torch.device("cpu")) for row in range(3)]
+        [translate(made, known([item[row : row + 1] for item in own]), device=torch.device("cpu")) for row in range(3)]
     )
-    parts = translate(made, own, device=torch.device("cpu"), size=2)
+    parts = translate(made, known(own), device=torch.device("cpu"), size=2)
     assert torch.allclose(whole, alone, atol=1e-5)
     assert torch.allclose(whole, parts, atol=1e-5)
 
 
+def known(layers: list[torch.Tensor]) -> Features:
+    return Features(layers, torch.ones(len(layers[0]), len(layers), dtype=torch.bool))
+
+
 def test_translate_looks_at_the_layers_it_is_told_to() -> None:
     made = small().eval()
-    found = translate(made, features(), [1], device=torch.device("cpu"))
+    found = translate(made, known(features()), [1], device=torch.device("cpu"))
     assert torch.allclose(found.double(), by_hand(made, features(), keeping(1)), atol=1e-4)
+
+
+def test_translate_looks_at_no_layer_that_knows_nothing_of_a_row() -> None:
+    """Whatever stands in its place: each row reads as with the others alone."""
+    made, own = small().eval(), features()
+    there = torch.tensor([[True, True, True], [False, True, True], [True, False, False]])
+    spoilt = [layer.masked_fill(~there[:, place, None], 1e4) for place, layer in enumerate(own)]
+    found = translate(made, Features(spoilt, there), device=torch.device("cpu"))
+    expected = torch.cat([made([item[row : row + 1] for item in own], there[row : row + 1]) for row in range(3)])
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found[1:], translate(made, known(own), device=torch.device("cpu"))[1:], atol=1e-3)
 
 
 def test_the_gradient_reaches_every_part_but_a_dropped_layers() -> None:

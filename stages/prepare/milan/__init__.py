@@ -1,0 +1,1 @@
+"""MILANNOTATIONS: the units of seven networks, each with its top pictures, masks and three annotations."""
