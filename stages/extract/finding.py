@@ -16,6 +16,7 @@ from torch import nn
 from devil_pipe.stages.extract.taps import Kind, Tap, grid_of, trunk
 from devil_pipe.stages.extract.tracing import Call, Trace, trace
 from devil_pipe.store.errors import InputError
+from devil_pipe.store.schema import BOUNDS, EXEMPLARS
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MOST_PREFIX = 32  # tokens before the patches, where the backbone does not say how many
@@ -274,7 +275,7 @@ def _named(seen: Sequence[_Seen], prefix: str, traced: Trace) -> tuple[Tap, ...]
 def _on_disk(path: str) -> str:
     """A module's path as the name of a folder in the store."""
     name = path.replace("/", "-").lstrip("._") or "output"
-    return f"{name}_" if name in ("key", "valid") or name.endswith(".bounds") else name
+    return f"{name}_" if name in ("key", "valid") or name.endswith((BOUNDS, EXEMPLARS)) else name
 
 
 def _norm(call: Call, traced: Trace) -> Literal["", "pre-norm", "post-norm"]:
