@@ -7,7 +7,6 @@ A shard whose NNNNN_stats.json lies there is done; img2dataset leaves those alon
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -164,6 +163,8 @@ def _done(folder: Path) -> list[Path]:
 @contextmanager
 def _alone(path: Path) -> Iterator[IO[str]]:
     """Hold a lock that the processes we start share; those of a killed run are given time to end."""
+    import fcntl  # not on Windows, where the other sources work all the same
+
     with path.open("w") as lock:
         limit = time.monotonic() + _WAIT
         while True:
