@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -10,7 +11,9 @@ import typer
 
 from devil_pipe.pipeline.cli_layers import layers
 from devil_pipe.pipeline.cli_prepare import prepare
+from devil_pipe.pipeline.cli_share import explain, export
 from devil_pipe.pipeline.cli_store import store_app
+from devil_pipe.pipeline.cli_tables import experiment, plan, tables
 from devil_pipe.pipeline.plainly import example, plainly
 
 app = typer.Typer(
@@ -165,9 +168,11 @@ def _usual_encoding(data: str) -> str:
 
 @app.command(epilog=example("devil-pipe train demo; devil-pipe train cc3m-clip_rn50-opt --dry-run --json"))
 def train(
+    context: typer.Context,
     run: Name = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained; needs no weights.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON.")] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes on this machine that share a batch.")] = None,
 ) -> None:
     """Train the translator from a feature store; a stopped run goes on where it was."""
     with plainly():
@@ -178,9 +183,23 @@ def train(
             planned = plan(chosen)
             typer.echo(json.dumps(planned, indent=2) if as_json else "\n".join(f"{k}: {v}" for k, v in planned.items()))
             return
+        from devil_pipe.stages.train import processes as several
+
+        count = processes or chosen.train.runtime.processes
+        if count > 1 and several.world_size() == 1:  # else a launcher, or this very command, has started them
+            if code := several.start([*_this_command(context), "train", chosen.name], count):
+                raise typer.Exit(code)
+            return
         from devil_pipe.stages.train.run import run as work
 
         work(chosen.train)
+
+
+def _this_command(context: typer.Context) -> list[str]:
+    """How to start `devil-pipe` once more, speaking as this one does."""
+    given = context.find_root().params
+    manner = ["--quiet"] if given["quiet"] else ["--log-json"] if given["log_json"] else []
+    return [sys.executable, "-m", "devil_pipe.pipeline.cli", *manner]
 
 
 def _open(name: str | None) -> Any:
@@ -207,6 +226,10 @@ def saliency(run: Name = None) -> None:
         work(_open(run).saliency)
 
 
+app.command(epilog=example("devil-pipe export demo demo-translator --licence apache-2.0"))(export)
+app.command(epilog=example("devil-pipe explain picture.jpg --translator demo-translator --at 0.5,0.5"))(explain)
+
+
 @app.command(epilog=example("devil-pipe report demo"))
 def report(run: Name = None) -> None:
     """Write the page of a finished run, and its metrics.json."""
@@ -214,6 +237,11 @@ def report(run: Name = None) -> None:
         from devil_pipe.pipeline.report.run import run as work
 
         work(_open(run).report)
+
+
+app.command(name="plan", epilog=example("devil-pipe plan table1"))(plan)
+app.command(name="experiment", epilog=example("devil-pipe experiment demo-table2"))(experiment)
+app.command(name="tables", epilog=example("devil-pipe tables table1 demo-table2 --out tables"))(tables)
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def validate(kind: type[Config], values: dict[str, Any], source: Path, inside: s
         for item in error.errors():
             key = ".".join(str(part) for part in ((inside,) if inside else ()) + item["loc"]) or inside or "the file"
             if item["type"] == "extra_forbidden":
-                lines.append(f"{key}: unknown key; known here: {', '.join(_known(kind, item['loc']))}")
+                lines.append(f"{key}: unknown key; known here: {', '.join(_known(kind, item['loc'], values))}")
             elif item["type"] == "missing":
                 lines.append(f"{key}: missing")
             elif item["type"] == "value_error":  # our own sentence, which says what it got
@@ -122,12 +122,13 @@ def validate(kind: type[Config], values: dict[str, Any], source: Path, inside: s
         raise UsageError(f"{source}: " + "; ".join(lines)) from None
 
 
-def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that a file may have where `location` stands."""
+def _known(kind: type[BaseModel], location: tuple[int | str, ...], values: Any) -> list[str]:
+    """The keys that a file with these values may have where `location` stands."""
     found: type[BaseModel] | None = kind
     for part in location[:-1]:
         field = found.model_fields.get(str(part)) if found else None
-        found = _model(field.annotation) if field else None
+        values = values.get(part) if isinstance(values, dict) else None
+        found = _model(field.annotation, values) if field else None
     if found is None:
         return []
     ours = set() if len(location) > 1 or kind in (RunFile, PipelineFile) else PATHS
@@ -136,12 +137,15 @@ def _known(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     return [name for name in found.model_fields if name not in ours]
 
 
-def _model(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation names, also where it may be left out."""
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+def _model(annotation: Any, values: Any) -> type[BaseModel] | None:
+    """The section that an annotation names, also where it may be left out; of several that of the values' `kind`."""
+    named = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    models = [kind for kind in named if issubclass(kind, BaseModel)]
+    said = values.get("kind") if isinstance(values, dict) else None
+    for model in models:
+        if "kind" in model.model_fields and model.model_fields["kind"].default == said:
+            return model
+    return models[0] if models else None
 
 
 def _file(kind: str, name: str, named_in: str = "") -> Path:
@@ -191,13 +195,13 @@ def load_store(name: str, values: dict[str, Any] | None = None) -> ExtractConfig
 class Run:
     """configs/runs/NAME.yaml, opened: the configuration of each of its stages."""
 
-    def __init__(self, name: str) -> None:
-        """Read and check the whole file. Raises UsageError."""
+    def __init__(self, name: str, values: dict[str, Any] | None = None, store: dict[str, Any] | None = None) -> None:
+        """Read and check the file; `values` and `store` stand for files that are not written. Raises UsageError."""
         self.name, self.path = name, _file("runs", name)
-        self.file = validate(RunFile, read_yaml(self.path), self.path)
+        self.file = validate(RunFile, read_yaml(self.path) if values is None else values, self.path)
         _file("stores", self.file.store, f"{self.path}: store: ")
         _agrees("runs", name, "store", self.file.store, self.path)
-        self.store = load_store(self.file.store)
+        self.store = load_store(self.file.store, store)
         common = {"run": name, "seed": self.file.seed, "out": RUNS / name}
         common |= {"store": self.store.location, "data_dir": self.store.data_dir}
         self.train = self._stage(TrainConfig, "train", common, self.file.runtime.train)

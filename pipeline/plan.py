@@ -12,13 +12,13 @@ from devil_pipe.stages.train.translator import planned_parameters
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """Sizes of a run's parts; `trainable_parameters` is exact."""
+    """Sizes of a run's parts; `trainable_parameters` is exact. Raises UsageError: a translator that cannot be built."""
     layers = planned_layers(spec(run.store.backbone), run.store.layers, run.store.image_size)
     width = embedding_width(run.train.language_model)
-    channels = [layer.channels for layer in layers]
     return {
         "run": run.name,
-        "trainable_parameters": planned_parameters(run.train.translator, channels, width),
+        "translator": run.train.translator.kind,
+        "trainable_parameters": planned_parameters(run.train.translator, layers, width),
         "layers": {layer.name: f"{layer.channels}×{layer.height}×{layer.width}" for layer in layers},
         "bytes_per_picture": sum(array.chunk_bytes for layer in layers for array in layer.arrays(run.store.stored_as)),
         "language_model": run.train.language_model,

@@ -16,7 +16,7 @@ from devil_pipe.stages.common.progress import Mode, speak
 from devil_pipe.stages.prepare.index import index_digest, read_index, to_table, write_index
 from devil_pipe.stages.train.checkpoint import Card, save
 from devil_pipe.stages.train.config import TranslatorConfig
-from devil_pipe.stages.train.translator import Translator
+from devil_pipe.stages.train.translator import build as build_translator
 from devil_pipe.store.reader import FeatureStore
 
 from . import tiny
@@ -58,10 +58,8 @@ def trained() -> None:
     store()
     config = TranslatorConfig(layers=1, width=16, heads=2, feedforward=32, queries=3)
     identity = FeatureStore(Path("stores/tiny")).identity
-    channels = [layer.channels for layer in identity.layers]
-    save(
-        Path("runs/tiny/checkpoint"), Translator(config, channels, 16), Card(config, None, 1, "lm", identity, "none", 0)
-    )
+    card = Card(config, None, 1, "lm", identity, "none", 0)
+    save(Path("runs/tiny/checkpoint"), build_translator(config, identity.layers, 16), card)
 
 
 def finished_without(part: str) -> Callable[[], None]:
@@ -194,7 +192,9 @@ CASES = {
         lambda: put_config("stores/s", {"data": "demo", "backbone": "resnet"}),
     ),
     "unknown layer": Case(
-        "extract --backbone clip_rn50 --layers L21,L22", USAGE, ("layers: clip_rn50 has L11, L21, L39, L49, got 'L22'",)
+        "extract --backbone clip_rn50 --layers L21,L22",
+        USAGE,
+        ("layers: clip_rn50 has L11, L21, L39, L49, embedding, got 'L22'",),
     ),
     "unknown layer in a file": Case(
         "extract s",

@@ -76,6 +76,7 @@ def test_every_dependency_has_a_lower_bound(project: dict[str, Any]) -> None:
 def test_everything_imported_is_a_dependency(project: dict[str, Any]) -> None:
     """By the names in the sources; those whose package is called otherwise are in the table."""
     packages = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open-clip-torch", "skimage": "scikit-image"}
+    packages |= {"pytorch_grad_cam": "grad-cam"}
     files = [path for room in ROOMS for path in (SOURCE / room).rglob("*.py")]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]

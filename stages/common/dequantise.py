@@ -20,7 +20,7 @@ def dequantise(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     log(f"dequantising {gguf.name} once")
-    with _hushed():
+    with hushed():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         config = loaded.config
@@ -36,7 +36,7 @@ def dequantise(gguf: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
+def hushed() -> Iterator[None]:
     """Keep transformers' bars and advice off the screen; its exceptions come through."""
     from transformers.utils import logging
 

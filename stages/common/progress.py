@@ -48,6 +48,11 @@ def speak(mode: Mode) -> None:
     _voice.mode = mode
 
 
+def mode() -> Mode:
+    """How this process speaks."""
+    return _voice.mode
+
+
 def log(message: str, **fields: object) -> None:
     """Say one line on standard error; under `--log-json` one JSON object with `time`, `message`, fields."""
     if _voice.mode is Mode.QUIET:

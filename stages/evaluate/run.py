@@ -230,6 +230,7 @@ def _metrics(
         "warmup": trained.card.warmup,
         "store_identity": trained.card.store.digest,
         "interval": f"95 % percentile bootstrap over pictures, {config.resamples} resamples, seed {config.seed}",
+        "evaluate_settings": config.model_dump(mode="json", exclude={"run", "runtime", "store", "data_dir", "out"}),
     }
 
 

@@ -22,6 +22,7 @@ from devil_pipe.stages.extract.finding import find
 from devil_pipe.stages.extract.pictures import Transform, sides
 from devil_pipe.stages.extract.sources import IMAGENET, OPENAI, Found, open_clip_build, timm_build
 from devil_pipe.stages.extract.taps import Tap
+from devil_pipe.stages.extract.vectors import EMBEDDING, pooled, vectors
 from devil_pipe.stages.extract.weights import load_file, randomise, state_digest
 from devil_pipe.store.errors import InputError, UsageError
 
@@ -83,10 +84,16 @@ class Backbone:
 # its own labels for them are L11 (once), L21, L39 and L49. For a ResNet-101, which it does not label, the count stands.
 _RN50 = ("L11", "L21", "L39", "L49")
 _RN101 = ("L10", "L22", "L91", "L100")
-_RESNET = tuple(Tap(name, f"layer{stage}") for stage, name in enumerate(_RN50, 1))
-_RESNET101 = tuple(Tap(f"layer{stage}", f"layer{stage}", alias=name) for stage, name in enumerate(_RN101, 1))
-_CLIP_RESNET = tuple(Tap(name, f"visual.layer{stage}") for stage, name in enumerate(_RN50, 1))
-_LITE = tuple(Tap(f"s{stride}", f"blocks.{block}") for stride, block in ((2, 0), (4, 1), (8, 2), (16, 4), (32, 6)))
+_RESNET = (*(Tap(name, f"layer{stage}") for stage, name in enumerate(_RN50, 1)), pooled("fc"))
+_RESNET101 = (
+    *(Tap(f"layer{stage}", f"layer{stage}", alias=name) for stage, name in enumerate(_RN101, 1)),
+    pooled("fc"),
+)
+_CLIP_RESNET = (*(Tap(name, f"visual.layer{stage}") for stage, name in enumerate(_RN50, 1)), EMBEDDING)
+_LITE = (
+    *(Tap(f"s{stride}", f"blocks.{block}") for stride, block in ((2, 0), (4, 1), (8, 2), (16, 4), (32, 6))),
+    pooled("classifier"),
+)
 
 
 def _blocks(path: str) -> tuple[Tap, ...]:
@@ -115,7 +122,7 @@ SPECS = {
             "in_rn101",
             timm_build("resnet101.tv_in1k"),
             _RESNET101,
-            tuple(tap.name for tap in _RESNET101),
+            tuple(tap.name for tap in _RESNET101 if tap.block),
             *IMAGENET,
             test="imagenet",
             interpolation="bilinear",
@@ -124,7 +131,7 @@ SPECS = {
         BackboneSpec(
             "clip_vit_b32",
             open_clip_build("ViT-B-32-quickgelu"),
-            _blocks("visual.transformer.resblocks"),
+            (*_blocks("visual.transformer.resblocks"), EMBEDDING),
             _QUARTERS,
             *OPENAI,
             test="clip",
@@ -183,7 +190,7 @@ def _with_layers(name: str, found: Found, origin: Literal["timm", "open_clip", "
     )
     size = sides(built.size)
     try:
-        taps = without_weights(built, lambda module: find(module, size))
+        taps = without_weights(built, lambda module: (*find(module, size), *vectors(module, size)))
     except InputError as error:
         raise InputError(f"backbone {name}: {error}") from error
     return replace(built, taps=taps, default=usual(taps))

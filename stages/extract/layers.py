@@ -46,11 +46,12 @@ def _meant(spec: BackboneSpec, name: str) -> list[str]:
     by_rule = _rule(spec, name)
     if by_rule is not None:
         return by_rule
+    paths = [(path, tap) for tap in spec.taps if not tap.before for path in (*tap.also, tap.module)]
     for keys in (
         {tap.name: tap for tap in spec.taps},
         {tap.alias: tap for tap in spec.taps if tap.alias},
-        {path: tap for tap in spec.taps for path in (*tap.also, tap.module)},
-        {path.removeprefix("visual."): tap for tap in spec.taps for path in (*tap.also, tap.module)},
+        dict(paths),
+        {path.removeprefix("visual."): tap for path, tap in paths},
     ):
         if name in keys:
             return [keys[name].name]
@@ -84,8 +85,9 @@ def _rule(spec: BackboneSpec, name: str) -> list[str] | None:
 
 def _stages_of_preset(spec: BackboneSpec) -> list[str]:
     """Presets of pyramids name the last block of each stage alone; in a transformer all blocks are one stage."""
+    blocks = [tap.name for tap in spec.taps if tap.block]
     tokens = spec.taps[0].kind.startswith("tokens") or spec.taps[0].alias.startswith("block")
-    return [tap.name for tap in (spec.taps[-1:] if tokens else spec.taps) if tap.block]
+    return blocks[-1:] if tokens else blocks
 
 
 def layer_specs(module: nn.Module, taps: Sequence[Tap], size: Size) -> tuple[LayerSpec, ...]:

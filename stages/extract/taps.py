@@ -1,4 +1,4 @@
-"""Where feature maps are read in a backbone, and how an output becomes locations × channels."""
+"""Where feature maps are read in a backbone, and how what is read becomes locations × channels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from torch.utils._pytree import tree_leaves
 
 from devil_pipe.store.errors import InputError
 
-Kind = Literal["map", "map_last", "tokens", "tokens_first"]
+Kind = Literal["map", "map_last", "tokens", "tokens_first", "vector"]
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a layer's feature map is read: the output of `module`, and how its locations lie in it."""
+    """Where a layer's feature map is read: at which module, and how its locations lie there."""
 
     name: str
     module: str
     kind: Kind = "map"
-    """map [B, C, H, W]; map_last [B, H, W, C]; tokens [B, N, C]; tokens_first [N, B, C]."""
+    """map [B, C, H, W]; map_last [B, H, W, C]; tokens [B, N, C]; tokens_first [N, B, C]; vector [B, C] or [B, C, 1, 1],
+    which is pooled from the whole picture and stored as a layer of one location."""
 
     prefix_tokens: int = 0
     """Tokens before the first patch: class token and registers."""
@@ -46,6 +47,9 @@ class Tap:
 
     register_tokens: int = 0
     """How many of the prefix tokens are registers, where the backbone says so."""
+
+    before: bool = False
+    """What goes into `module` is read, not what comes out: a pooled vector that no module of its own puts out."""
 
 
 def trunk(module: nn.Module) -> nn.Module:
@@ -79,10 +83,11 @@ class Taps:
         self._handles = [self._hook(tap) for tap in self.taps]
 
     def _hook(self, tap: Tap) -> torch.utils.hooks.RemovableHandle:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._found.maps[tap.name] = output
+        def keep(_module: nn.Module, inputs: Any, output: Any = None) -> None:
+            self._found.maps[tap.name] = inputs if tap.before else output
 
-        return self.module.get_submodule(tap.module).register_forward_hook(keep)
+        module = self.module.get_submodule(tap.module)
+        return module.register_forward_pre_hook(keep) if tap.before else module.register_forward_hook(keep)
 
     def __enter__(self) -> Taps:
         return self
@@ -128,6 +133,10 @@ def locations(tap: Tap, output: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
         if tap.kind == "map":
             return output.flatten(2).transpose(1, 2), (output.shape[2], output.shape[3])
         return output.flatten(1, 2), (output.shape[1], output.shape[2])
+    if tap.kind == "vector":
+        if output.ndim < 2 or output.shape[2:].numel() != 1:
+            raise InputError(f"layer {tap.name}: expected [batch, channels], got {list(output.shape)}")
+        return output.flatten(1)[:, None], (1, 1)
     if output.ndim != 3:
         raise InputError(f"layer {tap.name}: expected [batch, tokens, channels], got {list(output.shape)}")
     tokens = output if tap.kind == "tokens" else output.transpose(0, 1)

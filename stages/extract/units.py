@@ -53,7 +53,12 @@ def decode_unit(row: Mapping[str, object], root: Path, transform: Transform, lay
 def mask_weights(
     masks: Bool[Tensor, "exemplars rows columns"], height: int, width: int
 ) -> Float32[Tensor, "exemplars locations"]:
-    """What each location of a grid weighs: the mask, bilinearly resized without smoothing, as MILAN's own pooling."""
+    """What each location of a grid weighs: the mask, bilinearly resized without smoothing, as MILAN's own pooling.
+
+    Of one location alone, a vector of the whole picture, no mask chooses a part: it counts where the mask has a pixel.
+    """
+    if (height, width) == (1, 1):
+        return masks.flatten(1).any(dim=1, keepdim=True).float()
     size = (height, width)
     return nn.functional.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False).flatten(1)
 

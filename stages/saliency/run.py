@@ -14,7 +14,9 @@ from devil_pipe.stages.evaluate.bootstrap import bootstrap_mean
 from devil_pipe.stages.evaluate.run import Trained, open_run
 from devil_pipe.stages.prepare.index import read_mask
 from devil_pipe.stages.saliency import gallery
+from devil_pipe.stages.saliency.comparison import compare
 from devil_pipe.stages.saliency.config import SaliencyConfig
+from devil_pipe.stages.saliency.crops import best_sizes, told
 from devil_pipe.stages.saliency.likelihood import LikelihoodMaps
 from devil_pipe.stages.saliency.localisation import (
     centre_prior,
@@ -46,6 +48,16 @@ def run(config: SaliencyConfig) -> None:
     gallery.build(config, trained, maps, chosen[: config.gallery])
     masked = [row for row in chosen if trained.index[row]["mask_size"] and trained.index[row]["object"]]
     metrics = _localisation(config, trained, maps, masked[: config.pictures], why)
+    if config.faithfulness.pictures:
+        metrics["faithfulness"] = compare(config, trained, maps, chosen[: config.faithfulness.pictures])
+    if config.crops.pictures:
+        metrics["crops"] = best_sizes(config, trained, maps, chosen[: config.crops.pictures])
+        log(told(metrics["crops"]))
+    excluded = {"run", "runtime", "store", "data_dir", "out"}
+    metrics |= {
+        "saliency_settings": config.model_dump(mode="json", exclude=excluded),
+        "store_identity": trained.card.store.digest,
+    }
     write_json(config.out / "saliency" / "metrics.json", metrics)
     write_json(config.out / "saliency" / "seconds.json", {"saliency": round(time.monotonic() - begun, 1)})
 

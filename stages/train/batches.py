@@ -1,6 +1,7 @@
 """Which pictures a training step sees, and their pooled features: a function of (seed, step) alone.
 
-So a run that was stopped needs no random state to go on: the step's number is enough.
+So a run that was stopped needs no random state to go on: the step's number is enough. And so several processes see,
+together, what one would: masks are drawn for the whole batch by each, which is cheap, and maps are read for its share.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from devil_pipe.stages.train.config import DropoutConfig, Order
-from devil_pipe.stages.train.dropout import draw, pool, whole_mean
+from devil_pipe.stages.train.dropout import Share, draw, pool, whole_mean
+from devil_pipe.stages.train.order import epoch_order, windows_order
 from devil_pipe.store.layer import Stored
 from devil_pipe.store.order import windows
 from devil_pipe.store.reader import FeatureStore
@@ -38,54 +40,8 @@ class Batch:
     features: list[Tensor]
     keep: Bool[Tensor, "batch layers"]
     captions: list[tuple[int, ...]]
-
-
-def epoch_order(
-    lengths: Int[np.ndarray, " examples"], batch_size: int, window: int, seed: int, epoch: int
-) -> list[np.ndarray]:
-    """Every example once, in batches of similar caption length, the batches in random order.
-
-    Sorting happens within windows of `window` batches: the wider, the less padding is computed, and the less a
-    batch is a fair sample (with windows as long as the data, short and long captions never meet).
-    """
-    random = np.random.default_rng([seed, epoch])
-    batches = _by_length(random.permutation(len(lengths)), lengths, batch_size, window)
-    return [batches[place] for place in random.permutation(len(batches))]
-
-
-def _by_length(
-    members: Int[np.ndarray, " members"], lengths: Int[np.ndarray, " examples"], batch_size: int, window: int
-) -> list[np.ndarray]:
-    """Batches of the members, sorted by length within every `window` batches."""
-    batches: list[np.ndarray] = []
-    for begin in range(0, len(members), window * batch_size):
-        part = members[begin : begin + window * batch_size]
-        part = part[np.argsort(lengths[part], kind="stable")]
-        batches += [part[place : place + batch_size] for place in range(0, len(part), batch_size)]
-    return batches
-
-
-def windows_order(
-    members: Sequence[Int[np.ndarray, " _window"]],
-    lengths: Int[np.ndarray, " examples"],
-    batch_size: int,
-    window: int,
-    random: np.random.Generator,
-) -> list[list[np.ndarray]]:
-    """The batches of each window of the store (`devil_pipe.store.order.windows`), each batch whole but the very last.
-
-    Captions are sorted by length, and batches shuffled, within a window of the store. What does not fill a batch goes
-    into the next window: a random choice, since the members come in random order.
-    """
-    planned: list[list[np.ndarray]] = []
-    left = np.empty(0, dtype=np.int64)
-    for number, more in enumerate(members):
-        pool = np.concatenate([left, more])
-        whole = len(pool) if number == len(members) - 1 else len(pool) // batch_size * batch_size
-        pool, left = pool[:whole], pool[whole:]
-        batches = _by_length(pool, lengths, batch_size, window)
-        planned.append([batches[place] for place in random.permutation(len(batches))])
-    return planned
+    counts: bool = True
+    """False where this process has no example of the step and sees another's again: its loss is to weigh nothing."""
 
 
 def shards_a_window(order: Order, window_shards: int, store: FeatureStore) -> int:
@@ -125,11 +81,24 @@ def _pages_waited_for() -> int:
 
 
 @dataclass(frozen=True)
-class _Epoch:
-    """One process's batches of an epoch, and the window of the store that each belongs to."""
+class _Planned:
+    """A batch of an epoch."""
 
-    batches: list[np.ndarray]
-    windows: list[int]
+    drawn: Int[np.ndarray, " drawn"]
+    """Examples whose masks are drawn together."""
+
+    mine: slice
+    """Those of them that this process sees."""
+
+    window: int = 0
+    """Of the store."""
+
+    counts: bool = True
+    """See `Batch`."""
+
+    @property
+    def members(self) -> Int[np.ndarray, " members"]:
+        return self.drawn[self.mine]
 
 
 class BatchSource:
@@ -156,10 +125,11 @@ class BatchSource:
             batch_size: examples a step, over all processes.
             window: batches that are sorted by length together.
             seed: with the step it decides the batch.
-            share: (rank, processes). In a full permutation every process draws the same batch and takes each n-th of
-                its examples. With windows each has a part of the epoch's shards to itself, so that no shard is read
-                twice; sizes of parts differ by one at most where the processes divide the batch. In both a process
-                whose share of the epoch's last batch is empty sees one example again, so that all make as many steps.
+            share: (rank, processes). In a full permutation every process draws the same batch and the same masks, and
+                takes each n-th example: n processes see what one sees. With windows each has a part of the epoch's
+                shards to itself, so that no shard is read twice, and masks of its own; sizes of parts differ by one at
+                most where the processes divide the batch. In both a process whose share of the epoch's last batch is
+                empty sees one example again, so that all make as many steps; it does not count.
             window_shards: shards of the store in a window; 0: a full permutation. See `shards_a_window`.
         """
         self.store, self.examples, self.dropout = store, examples, dropout
@@ -168,26 +138,31 @@ class BatchSource:
         self._lengths = np.array([len(example.caption) for example in examples])
         self._shards = np.array([example.row for example in examples]) // store.manifest.shard_rows
         self._per_epoch = -(-len(examples) // batch_size)
-        self._epochs: dict[int, _Epoch] = {}
+        self._epochs: dict[int, list[_Planned]] = {}
 
     def members(self, step: int) -> list[Example]:
         """The examples of a step that this process sees."""
-        epoch, place = divmod(step, self._per_epoch)
-        return [self.examples[int(number)] for number in self._epoch(epoch).batches[place]]
+        return [self.examples[int(number)] for number in self._planned(step).members]
 
-    def _epoch(self, number: int) -> _Epoch:
+    def _planned(self, step: int) -> _Planned:
+        epoch, place = divmod(step, self._per_epoch)
+        return self._epoch(epoch)[place]
+
+    def _epoch(self, number: int) -> list[_Planned]:
         if number not in self._epochs:
             kept = {epoch: plan for epoch, plan in self._epochs.items() if epoch == number - 1}
             self._epochs = {**kept, number: self._windows(number) if self.window_shards else self._permuted(number)}
         return self._epochs[number]
 
-    def _permuted(self, number: int) -> _Epoch:
+    def _permuted(self, number: int) -> list[_Planned]:
         rank, processes = self.share
         batches = epoch_order(self._lengths, self.batch_size, self.window, self.seed, number)
-        shares = [batch[rank::processes] if rank < len(batch) else batch[:1] for batch in batches]
-        return _Epoch(shares, [0] * len(shares))
+        mine, again = slice(rank, None, processes), slice(0, 1)
+        return [
+            _Planned(batch, mine) if rank < len(batch) else _Planned(batch, again, counts=False) for batch in batches
+        ]
 
-    def _windows(self, number: int) -> _Epoch:
+    def _windows(self, number: int) -> list[_Planned]:
         rank, processes = self.share
         sizes = [len(range(rank, self.batch_size, processes)) for rank in range(processes)]
         whole, rest = divmod(len(self.examples), self.batch_size)
@@ -196,24 +171,30 @@ class BatchSource:
         members = windows(self._shards, self.window_shards, self.seed, number, part)
         random = np.random.default_rng([self.seed, number]).spawn(1)[0]
         planned = windows_order(members, self._lengths, max(sizes[rank], 1), self.window, random)
-        batches = [batch for batches in planned for batch in batches]
-        of = [window for window, batches in enumerate(planned) for _ in batches]
-        again = self._per_epoch - len(batches)  # nothing of the last batch, or, with fewer examples a step, of any
-        batches += [batches[-1][:1] if batches else np.zeros(1, dtype=np.int64)] * again
-        return _Epoch(batches, of + [of[-1] if of else 0] * again)
+        all_of_it = slice(None)
+        batches = [_Planned(batch, all_of_it, window) for window, batches in enumerate(planned) for batch in batches]
+        seen = batches[-1] if batches else _Planned(np.zeros(1, dtype=np.int64), all_of_it)
+        again = _Planned(seen.drawn[:1], all_of_it, seen.window, counts=False)
+        # Nothing is left of the last batch for this process or, with fewer examples a step than processes, of any.
+        return batches + [again] * (self._per_epoch - len(batches))
 
     def draw(self, step: int) -> Batch:
         """Read, drop and pool the features of a step."""
-        members = self.members(step)
-        state = np.random.SeedSequence([self.seed, step, self.share[0]]).generate_state(1, np.uint64)
+        planned, members = self._planned(step), self.members(step)
+        rank = self.share[0] if self.window_shards else 0
+        state = np.random.SeedSequence([self.seed, step, rank]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-        rows = [example.row for example in members]
-        stored = [self.store[layer.name].stored(rows) for layer in self.store.layers]
-        return Batch(
-            features=[pool(layer, self.dropout.spatial, generator) for layer in stored],
-            keep=draw(len(members), len(stored), self.dropout.layer, generator, layers_there(stored)),
-            captions=[example.caption for example in members],
-        )
+        stored = self._stored([example.row for example in members])
+        share = Share(len(planned.drawn), planned.mine)
+        features = [pool(layer, self.dropout.spatial, generator, share) for layer in stored]
+        there = layers_there(stored)
+        if there is not None and len(there) < share.whole:  # of units: what the others see decides what is drawn again
+            there = layers_there(self._stored([self.examples[int(number)].row for number in planned.drawn]))
+        keep = draw(share.whole, len(stored), self.dropout.layer, generator, there)
+        return Batch(features, keep[share.rows], [example.caption for example in members], planned.counts)
+
+    def _stored(self, rows: list[int]) -> list[Stored]:
+        return [self.store[layer.name].stored(rows) for layer in self.store.layers]
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch) for start ≤ step < stop, one drawn ahead; where a disk is slow one more is asked of it."""
@@ -247,16 +228,16 @@ class BatchSource:
             window, end = self._read_window(step)
             reader.enter(window, self._read_window(end)[0] if end < stop else None)
 
-    def _window_of(self, step: int) -> tuple[tuple[int, int], _Epoch]:
+    def _window_of(self, step: int) -> tuple[tuple[int, int], list[_Planned]]:
         number, place = divmod(step, self._per_epoch)
         epoch = self._epoch(number)
-        return (number, epoch.windows[place]), epoch
+        return (number, epoch[place].window), epoch
 
     def _read_window(self, step: int) -> tuple[Window, int]:
         """The window that a step belongs to, and the step at which the next one begins."""
         key, epoch = self._window_of(step)
-        places = [place for place, window in enumerate(epoch.windows) if window == key[1]]
-        rows = {self.examples[int(number)].row for place in places for number in epoch.batches[place]}
+        places = [place for place, planned in enumerate(epoch) if planned.window == key[1]]
+        rows = {self.examples[int(number)].row for place in places for number in epoch[place].members}
         return Window(key, sorted(rows)), key[0] * self._per_epoch + places[-1] + 1
 
 

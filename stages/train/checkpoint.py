@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from devil_pipe.stages.common.files import replacing, write_text_atomic
-from devil_pipe.stages.train.config import TranslatorConfig
-from devil_pipe.stages.train.translator import Translator
-from devil_pipe.store.errors import InputError
+from devil_pipe.stages.train.config import ClipCapConfig, TranslatorConfig, translator_config
+from devil_pipe.stages.train.translator import Translator, build, width_of
+from devil_pipe.store.errors import InputError, UsageError
 from devil_pipe.store.schema import Identity
 
 
@@ -24,7 +24,7 @@ from devil_pipe.store.schema import Identity
 class Card:
     """All that is needed to use a checkpoint, and to know where it comes from."""
 
-    translator: TranslatorConfig
+    translator: TranslatorConfig | ClipCapConfig
     prefix_norm: float | None
     prefix_repeats: int
     language_model: str
@@ -64,28 +64,37 @@ def load(folder: Path, store: Identity | None = None) -> tuple[Translator, Card]
     if store is not None and store != card.store:
         lines = "; ".join(card.store.differences(store))
         raise InputError(f"{folder}: the translator was trained on another store (trained on against given): {lines}")
-    channels = [layer.channels for layer in card.store.layers]
-    path = folder / "translator.safetensors"
+    return load_weights(folder / "translator.safetensors", card, folder / "config.yaml"), card
+
+
+def load_weights(path: Path, card: Card, source: Path) -> Translator:
+    """The translator that the card from `source` describes, with a file's weights, in eval mode. Raises InputError."""
     try:
         tensors = load_file(path)
-        out_width = tensors["out.weight"].shape[0]
-        translator = Translator(card.translator, channels, out_width, card.prefix_norm)
+        width = width_of(card.translator, tensors)
+        translator = build(card.translator, card.store.layers, width, card.prefix_norm)
         translator.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path}: expected the weights that {folder / 'config.yaml'} describes: {error}") from error
-    return translator.eval().requires_grad_(False), card
+    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError, UsageError) as error:
+        raise InputError(f"{path}: expected the weights that {source} describes: {error}") from error
+    return translator.eval().requires_grad_(False)
 
 
 def _read_card(path: Path) -> Card:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        raw["translator"] = TranslatorConfig.model_validate(raw["translator"])
-        raw["store"] = Identity.model_validate(raw["store"])
-        return Card(**raw)
+        return read_card(yaml.safe_load(path.read_text(encoding="utf-8")), path)
     except FileNotFoundError:
         raise InputError(f"{path}: expected a trained translator, found none; run `devil-pipe train` first") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: expected a translator's card: {error}") from error
+
+
+def read_card(values: Any, source: Path) -> Card:
+    """The card whose `as_dict` these values are. Raises InputError that names their source."""
+    try:
+        translator, store = translator_config(values["translator"]), Identity.model_validate(values["store"])
+        return Card(**{**values, "translator": translator, "store": store})
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{source}: expected a translator's card: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from devil_pipe.store.place import StoreRoot
 
@@ -17,8 +17,9 @@ class _Section(BaseModel):
 
 
 class TranslatorConfig(_Section):
-    """The Transformer encoder between features and prefix tokens."""
+    """DeViL's: the Transformer encoder between features and prefix tokens."""
 
+    kind: Literal["devil"] = "devil"
     layers: int = Field(12, ge=1)
     width: int = Field(768, ge=1)
     heads: int = Field(12, ge=1)
@@ -30,6 +31,52 @@ class TranslatorConfig(_Section):
         if self.width % self.heads:
             raise ValueError(f"width: expected a multiple of heads ({self.heads}), got {self.width}")
         return self
+
+
+class ClipCapTransformerConfig(_Section):
+    """ClipCap's Transformer mapper, as wide as the language model's embeddings; defaults are the published sizes."""
+
+    kind: Literal["clipcap-transformer"] = "clipcap-transformer"
+    layers: int = Field(8, ge=1)
+    heads: int = Field(8, ge=1)
+    mlp_ratio: float = Field(2.0, gt=0, description="width of the feed-forward part over that of the tokens")
+    clip_length: int = Field(10, ge=1, description="tokens that the image's embedding is mapped to")
+    queries: int = Field(10, ge=1, description="prefix tokens")
+
+
+class ClipCapMlpConfig(_Section):
+    """ClipCap's MLP mapper: one hidden layer, half as wide as all prefix tokens together."""
+
+    kind: Literal["clipcap-mlp"] = "clipcap-mlp"
+    queries: int = Field(10, ge=1, description="prefix tokens")
+
+
+ClipCapConfig = ClipCapTransformerConfig | ClipCapMlpConfig
+_KINDS: dict[str, type[TranslatorConfig | ClipCapConfig]] = {
+    "devil": TranslatorConfig,
+    "clipcap-transformer": ClipCapTransformerConfig,
+    "clipcap-mlp": ClipCapMlpConfig,
+}
+
+
+def translator_config(values: object) -> TranslatorConfig | ClipCapConfig:
+    """The section of a translator's kind; what names none is DeViL's, as before there were others.
+
+    Raises:
+        ValueError: an unknown kind, or what is no section; a ValidationError names each wrong key.
+    """
+    if isinstance(values, TranslatorConfig | ClipCapTransformerConfig | ClipCapMlpConfig):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(f"expected keys and values, got {values!r:.80}")  # noqa: TRY004 - pydantic passes this on alone
+    kind = values.get("kind", "devil")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"kind: expected {', '.join(_KINDS)}, got {kind!r:.80}")
+    return _KINDS[kind].model_validate(values)
+
+
+AnyTranslatorConfig = Annotated[TranslatorConfig | ClipCapConfig, BeforeValidator(translator_config)]
+"""Which translator, told apart by `kind`; errors name the keys of that kind alone."""
 
 
 class DropoutConfig(_Section):
@@ -73,7 +120,14 @@ class TrainRuntime(_Section):
     """How fast and how often, never what is learned beyond rounding; nothing here reruns a stage."""
 
     device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the language model and of the translator's products (auto: on a GPU alone)"
+    )
+    processes: int = Field(1, ge=1, description="of this machine that share each batch")
+    accumulate: int = Field(1, ge=1, description="pieces that a process takes its share of a batch in, to save memory")
+    compile: bool = Field(False, description="torch.compile for the translator and the language model")
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    lost_after_seconds: float = Field(1800.0, gt=0, description="of another process's silence")
     save_every_seconds: float = Field(60.0, ge=0)
     log_every: int = Field(10, ge=1)
 
@@ -86,7 +140,7 @@ class TrainConfig(_Section):
     language_model: str = "opt-125m"
     prefix_repeats: int = Field(1, ge=1, description="how often the language model reads the prefix; the paper: once")
     language_model_dropout: bool = Field(False, description="True repeats the released code, which trains with it on")
-    translator: TranslatorConfig = TranslatorConfig()
+    translator: AnyTranslatorConfig = TranslatorConfig()
     dropout: DropoutConfig = DropoutConfig()
     warmup: WarmupConfig = WarmupConfig()
     phase: PhaseConfig = PhaseConfig(steps=100_000)

@@ -42,6 +42,16 @@ def draw(
     return keep
 
 
+class Share(NamedTuple):
+    """Rows of a batch whose masks are drawn for all of it, so that they do not depend on who draws them."""
+
+    whole: int
+    """Rows of the batch in all processes."""
+
+    rows: slice
+    """Those that are pooled here."""
+
+
 class _Bags(NamedTuple):
     """The kept locations of all pictures as rows of one table [batch · locations, channels]."""
 
@@ -97,19 +107,23 @@ def masked_mean_of_bytes(
     return summed / bags.counts[:, None]
 
 
-def pool(stored: Stored, rate: float, generator: torch.Generator) -> Float32[Tensor, "batch channels"]:
+def pool(
+    stored: Stored, rate: float, generator: torch.Generator, share: Share | None = None
+) -> Float32[Tensor, "batch channels"]:
     """Spatial dropout and mean of one layer, straight from the stored type, with masks of its own.
 
     A partition's groups are random sets of locations already: a random (1 − rate) of them is kept, exactly (one at
     least), and their means are weighted by their sizes. Under an exemplar's mask nothing is dropped: a unit's mean is
-    what it is.
+    what it is. Without `share` masks are drawn for the stored rows alone.
     """
     values = torch.from_numpy(stored.values)
+    whole, rows = share or Share(len(values), slice(None))
     if stored.exemplars is not None:
         return values[:, 0].float()
     if stored.group_sizes is not None:
-        return _mean_of_groups(values, stored.group_sizes, rate, generator)
-    keep = draw(values.shape[0], values.shape[1], rate, generator)
+        order = torch.rand(whole, values.shape[1], generator=generator)[rows].argsort(dim=1)
+        return _mean_of_groups(values, stored.group_sizes, order[:, : max(1, round(values.shape[1] * (1 - rate)))])
+    keep = draw(whole, values.shape[1], rate, generator)[rows]
     if stored.bounds is None:
         return masked_mean(values, keep)
     return _decoded(masked_mean_of_bytes(values, keep), torch.from_numpy(stored.bounds).float())
@@ -121,11 +135,9 @@ def whole_mean(stored: Stored) -> Float32[Tensor, "batch channels"]:
 
 
 def _mean_of_groups(
-    means: Float16[Tensor, "batch groups channels"], sizes: tuple[int, ...], rate: float, generator: torch.Generator
+    means: Float16[Tensor, "batch groups channels"], sizes: tuple[int, ...], chosen: Int64[Tensor, "batch kept"]
 ) -> Float32[Tensor, "batch channels"]:
     batch, groups = means.shape[:2]
-    kept = max(1, round(groups * (1 - rate)))
-    chosen = torch.rand(batch, groups, generator=generator).argsort(dim=1)[:, :kept]
     weights = torch.tensor(sizes, dtype=torch.float32)[chosen]
     weights = weights / weights.sum(dim=1, keepdim=True)
     rows = chosen + groups * torch.arange(batch)[:, None]

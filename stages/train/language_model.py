@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from devil_pipe.stages.common.assets import asset
+from devil_pipe.stages.train.generation import greedy
+from devil_pipe.stages.train.pretrained import KNOWN, embedding_width, read, special_tokens
 from devil_pipe.store.errors import InputError
 
-
-@dataclass(frozen=True)
-class Known:
-    """A language model by short name: where it comes from, and its embedding width (for planning without weights)."""
-
-    source: str
-    width: int
-    from_assets: bool = False
-
-
-KNOWN = {
-    "opt-125m": Known("facebook/opt-125m", 768),
-    "gpt2": Known("openai-community/gpt2", 768),
-    "smollm2-135m": Known("smollm2-135m", 576, from_assets=True),
-}
-
-
-def embedding_width(name: str) -> int:
-    """Width of a language model's token embeddings, from the table or its configuration file; no weights are read.
-
-    Raises:
-        InputError: neither known by name, nor a folder, nor to be had from the hub.
-    """
-    if name in KNOWN:
-        return KNOWN[name].width
-    config = _from_pretrained("AutoConfig", name)
-    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+__all__ = ["KNOWN", "LanguageModel", "cpu_has_bfloat16", "embedding_width", "pick_precision"]
 
 
 def cpu_has_bfloat16() -> bool:
@@ -72,27 +44,24 @@ class LanguageModel:
         """Load it.
 
         Args:
-            name: a key of `KNOWN`, a folder, or a name on the hub.
+            name: a key of `KNOWN`, a folder, a GGUF file or a folder with one, or a name on the hub.
             device: where it runs.
             dtype: its number type.
             repeats: how often the prefix is read.
             dropout: leave the model's own dropout switched on while training (the released code's behaviour).
 
         Raises:
-            InputError: it cannot be had or read.
+            InputError: it cannot be had or read, or takes no embeddings.
         """
         self.name, self.device, self.repeats = name, device, repeats
-        self.tokenizer: Any = _from_pretrained("AutoTokenizer", name)
-        self.model: Any = _from_pretrained("AutoModelForCausalLM", name, dtype=dtype)
-        self.model.to(device).requires_grad_(False)
-        self.model.train(dropout)
+        self.tokenizer: Any = read("AutoTokenizer", name)
+        self.model: Any = read("AutoModelForCausalLM", name, dtype=dtype)
+        self.model.to(device).requires_grad_(False).eval()
         self.embedding = self.model.get_input_embeddings()
-        eos = self.tokenizer.eos_token_id
-        if eos is None:
-            raise InputError(f"language model {name}: expected a tokenizer with an end-of-text token, found none")
-        self.eos: int = int(eos)
-        self.bos: int = int(self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else eos)
-        self.pad: int = int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else eos)
+        special = special_tokens(name, self.tokenizer, self.model.config, len(self.embedding.weight))
+        self.bos, self.eos, self.pad = special.bos, special.eos, special.pad
+        self._plain_head = self._head_gives_the_logits()
+        self.model.train(dropout)
 
     @property
     def width(self) -> int:
@@ -100,12 +69,20 @@ class LanguageModel:
         return int(self.embedding.weight.shape[1])
 
     def mean_norm(self) -> float:
-        """Mean length of the embedding matrix's rows."""
-        return float(self.embedding.weight.float().norm(dim=1).mean())
+        """Mean length of the tokens' embeddings as the model reads them (Gemma's module scales its matrix)."""
+        with torch.no_grad():
+            every = self.embedding(torch.arange(len(self.embedding.weight), device=self.device))
+        return float(every.float().norm(dim=1).mean())
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
+        """Token ids of each text, without special tokens. Raises InputError for one that the model does not embed."""
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        count = len(self.embedding.weight)
+        if strange := next((token for row in ids for token in row if token >= count), None):
+            raise InputError(
+                f"language model {self.name}: expected tokens below {count}, the number of its embeddings, got "
+                f"{self.tokenizer.decode([strange])!r} as token {strange}; the tokenizer is another model's"
+            )
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -133,8 +110,9 @@ class LanguageModel:
         """
         ids, real = self._padded([[*caption, self.eos] for caption in captions])
         before = self.context(prefix, len(captions))
-        hidden = self._hidden(torch.cat([before, self.embedding(ids[:, :-1])], dim=1))[:, before.shape[1] - 1 :]
-        logits = self.model.get_output_embeddings()(hidden[real]).float()
+        # Padding stands behind every caption, so the causal mask alone hides it.
+        seen = self._read(torch.cat([before, self.embedding(ids[:, :-1])], dim=1))[0][:, before.shape[1] - 1 :]
+        logits = self._logits(seen[real])
         losses = torch.nn.functional.cross_entropy(logits, ids[real], reduction="none")
         owner = real.nonzero()[:, 0]
         summed = torch.zeros(len(captions), device=self.device).index_add(0, owner, losses)
@@ -149,33 +127,85 @@ class LanguageModel:
         The prefix is read once; its keys and values are shared by all texts. Without a prefix: the prior, batch 1.
         """
         before = self.context(prefix, 1 if prefix is None else len(prefix))
-        head, base = self.model.get_output_embeddings(), self._base()
-        out = base(inputs_embeds=before, attention_mask=self._ones(*before.shape[:2]), use_cache=True)
-        first = head(out.last_hidden_state[:, -1:]).float().log_softmax(dim=-1)
+        seen, cache = self._read(before, keep=True)
+        first = self._logits(seen[:, -1:]).log_softmax(dim=-1)
         scores = []
         for text in texts:
             ids = torch.tensor(text, device=self.device)
             logs = first
             if len(text) > 1:
                 fed = self.embedding(ids[:-1]).expand(len(before), -1, -1)
-                seen = self._ones(len(before), before.shape[1] + len(text) - 1)
-                more = base(inputs_embeds=fed, attention_mask=seen, past_key_values=out.past_key_values, use_cache=True)
-                out.past_key_values.crop(1 - len(text))  # negative: how many to take away again
-                logs = torch.cat([first, head(more.last_hidden_state).float().log_softmax(dim=-1)], dim=1)
+                if cache is None:
+                    more = self._read(torch.cat([before, fed], dim=1))[0][:, before.shape[1] :]
+                else:
+                    more, _ = self._read(fed, cache, keep=True)
+                    cache.crop(1 - len(text))  # negative: how many to take away again
+                logs = torch.cat([first, self._logits(more).log_softmax(dim=-1)], dim=1)
             scores.append(logs.gather(2, ids.expand(len(before), -1)[..., None]).sum(dim=(1, 2)))
         return torch.stack(scores, dim=1)
 
-    def _ones(self, batch: int, length: int) -> Tensor:
-        return torch.ones(batch, length, dtype=torch.long, device=self.device)
+    @torch.inference_mode()
+    def write(
+        self, prefix: Float[Tensor, "batch queries width"] | None, max_new_tokens: int, batch: int = 1
+    ) -> list[str]:
+        """Greedy descriptions, one for each prefix (without a prefix, `batch` times the same).
+
+        A model's own generation settings (sampling, repetition penalties) play no part.
+        """
+        before = self.context(prefix, batch if prefix is None else len(prefix))
+
+        def step(fed: Tensor, cache: Any) -> tuple[Tensor, Any]:
+            seen, cache = self._read(fed, cache, keep=True)
+            return self._logits(seen[:, -1]), cache
+
+        return [self.decode(row) for row in greedy(step, self.embedding, before, max_new_tokens, self.eos).tolist()]
+
+    def _read(self, embeddings: Tensor, cache: Any = None, *, keep: bool = False) -> tuple[Tensor, Any]:
+        """What `_logits` takes, for each place; and with `keep` the cache, where the model has one that can be cut.
+
+        That is the hidden states before the output layer, so that logits are computed where they are wanted alone; or,
+        of a model that does more than apply that layer (soft capping, scaling), its logits.
+        """
+        length = embeddings.shape[1] + (cache.get_seq_length() if cache is not None else 0)
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        if longest is not None and length > longest:
+            raise InputError(
+                f"language model {self.name}: expected at most {longest} places for prefix and text, got {length}; "
+                "fewer prefix_repeats, queries or new tokens would help"
+            )
+        out = (self._base() if self._plain_head else self.model)(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(len(embeddings), length, dtype=torch.long, device=self.device),
+            use_cache=keep,
+            **({} if cache is None else {"past_key_values": cache}),
+        )
+        kept = getattr(out, "past_key_values", None) if keep else None
+        return (out.last_hidden_state if self._plain_head else out.logits), kept if _can_be_cut(kept) else None
+
+    def _logits(self, seen: Tensor) -> Tensor:
+        return (self.model.get_output_embeddings()(seen) if self._plain_head else seen).float()
 
     def _base(self) -> Any:
         """The model without its output layer."""
         return self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.base_model
 
-    def _hidden(self, embeddings: Tensor) -> Any:
-        """Last hidden states; padding stands behind every caption, so the causal mask alone hides it."""
-        attention = self._ones(*embeddings.shape[:2])
-        return self._base()(inputs_embeds=embeddings, attention_mask=attention, use_cache=False).last_hidden_state
+    @torch.no_grad()
+    def _head_gives_the_logits(self) -> bool:
+        """Whether the model's logits are its output layer's output on its last hidden states, and nothing else."""
+        head = self.model.get_output_embeddings()
+        seen: list[tuple[Tensor, Tensor]] = []
+        hook = head.register_forward_hook(lambda _module, given, out: seen.append((given[0], out))) if head else None
+        fed = self.embedding(torch.tensor([[self.bos, self.eos, self.bos]], device=self.device))
+        try:
+            whole = self.model(inputs_embeds=fed, use_cache=False).logits
+            hidden = self._base()(inputs_embeds=fed, use_cache=False).last_hidden_state
+        except (TypeError, ValueError) as error:
+            raise InputError(f"language model {self.name}: expected one that reads embeddings: {error}") from error
+        finally:
+            if hook:
+                hook.remove()
+        # The very tensor: a soft cap changes small logits by less than a comparison of numbers could tell.
+        return len(seen) == 1 and whole.data_ptr() == seen[0][1].data_ptr() and torch.equal(seen[0][0], hidden)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         longest = max(len(row) for row in rows)
@@ -183,39 +213,10 @@ class LanguageModel:
         real = torch.tensor([[place < len(row) for place in range(longest)] for row in rows], device=self.device)
         return ids, real
 
-    @torch.inference_mode()
-    def write(
-        self, prefix: Float[Tensor, "batch queries width"] | None, max_new_tokens: int, batch: int = 1
-    ) -> list[str]:
-        """Greedy descriptions, one for each prefix (without a prefix, `batch` times the same)."""
-        before = self.context(prefix, batch if prefix is None else len(prefix))
-        out = self.model.generate(
-            inputs_embeds=before,
-            attention_mask=self._ones(*before.shape[:2]),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            bos_token_id=self.bos,
-            eos_token_id=self.eos,
-            pad_token_id=self.pad,
-        )
-        return [self.decode(row) for row in out.tolist()]
 
+def _can_be_cut(cache: Any) -> bool:
+    """Whether rows and tokens can be taken out of a model's cache: of keys and values, not of a recurrent state."""
+    from transformers.cache_utils import DynamicLayer
 
-def _from_pretrained(kind: str, name: str, **options: Any) -> Any:
-    import transformers
-
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    known = KNOWN.get(name, Known(name, 0))
-    source = str(asset(known.source)) if known.from_assets else known.source
-    try:
-        return getattr(transformers, kind).from_pretrained(source, **options)
-    except Exception as error:
-        # Hub clients and file parsers fail in many ways; the remedies are the same.
-        where = "the folder" if Path(source).is_dir() else "the model hub"
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"language model {name!r}: cannot be loaded from {where} ({reason}); "
-            f"expected one of {', '.join(KNOWN)}, a folder of a Hugging Face model, or a network"
-        ) from error
+    layers = getattr(cache, "layers", None) or [None]
+    return all(isinstance(layer, DynamicLayer) and not hasattr(layer, "conv_states") for layer in layers)

@@ -3,59 +3,81 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, set_seed
 
 from devil_pipe.stages.common.files import sha256_json, write_json
 from devil_pipe.stages.common.memory import keep_freed_memory
-from devil_pipe.stages.common.progress import log, warn
+from devil_pipe.stages.common.progress import Mode, log, speak, warn
+from devil_pipe.stages.extract.worker import pick_device
 from devil_pipe.stages.prepare.index import read_index
 from devil_pipe.stages.train.alignment import Alignment
 from devil_pipe.stages.train.batches import Example, shards_a_window
-from devil_pipe.stages.train.checkpoint import Card, read_progress, save
+from devil_pipe.stages.train.checkpoint import Card, Progress, read_progress, save
 from devil_pipe.stages.train.config import TrainConfig
 from devil_pipe.stages.train.journal import Journal
 from devil_pipe.stages.train.language_model import LanguageModel, pick_precision
 from devil_pipe.stages.train.loop import Loop, Parts
-from devil_pipe.stages.train.translator import Translator, trainable_parameters
-from devil_pipe.store.errors import InputError
+from devil_pipe.stages.train.processes import together, world_size
+from devil_pipe.stages.train.trackers import available
+from devil_pipe.stages.train.translator import build, trainable_parameters
+from devil_pipe.store.errors import InputError, UsageError
 from devil_pipe.store.reader import FeatureStore
 
 _NO_RESULT = {"runtime", "store", "data_dir", "out", "run"}
 
 
 def run(config: TrainConfig) -> None:
-    """Train, or go on with a run of the same configuration that was stopped.
+    """Train, or go on with a run of the same configuration that was stopped; one of several processes does its share.
 
-    Writes checkpoint/, train/log.jsonl and train/summary.json under `config.out`.
+    Writes checkpoint/, train/log.jsonl and train/summary.json under `config.out`, from the main process.
 
     Raises:
-        InputError: store, index or language model that cannot be used.
+        InputError: store, index or language model that cannot be used; another process that is gone.
+        UsageError: settings of speed that cannot be had here.
     """
     keep_freed_memory()
-    accelerator = _accelerator(config)
+    available(config.runtime.tracker)
+    with together(world_size()):
+        _run(config, _accelerator(config))
+
+
+def _run(config: TrainConfig, accelerator: Accelerator) -> None:
+    if not accelerator.is_main_process:
+        speak(Mode.QUIET)
     store = FeatureStore(config.store)
     digest = _digest(config, store)
     progress = read_progress(config.out / "train" / "state.safetensors")
     if progress is not None and progress.digest != digest:
         log("the configuration or the store changed: training starts again")
         progress = None
+    _agree(config, accelerator, digest, progress)
     parts = _parts(config, accelerator, store)
     loop = Loop(parts, digest, progress)
-    seconds = loop.run()
-    if not accelerator.is_main_process:
-        return
+    try:
+        seconds = loop.run()
+        if accelerator.is_main_process:
+            _finish(config, parts, loop, seconds)
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    accelerator.end_training()
+
+
+def _finish(config: TrainConfig, parts: Parts, loop: Loop, seconds: float) -> None:
     card = Card(
         translator=config.translator,
         prefix_norm=parts.translator.prefix_norm,
         prefix_repeats=config.prefix_repeats,
         language_model=config.language_model,
-        store=store.identity,
+        store=parts.store.identity,
         warmup=config.warmup.kind,
         seed=config.seed,
         data_note=data_note(config.data_dir),
@@ -68,9 +90,46 @@ def run(config: TrainConfig) -> None:
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     set_seed(config.seed)
-    on_cpu = config.runtime.device == "cpu" or (config.runtime.device == "auto" and not torch.cuda.is_available())
-    mixed = "bf16" if not on_cpu and config.runtime.precision != "float32" else "no"
-    return Accelerator(cpu=on_cpu, mixed_precision=mixed)
+    speed = config.runtime
+    auto_cpu = speed.device == "auto" and not torch.cuda.is_available()  # MPS is taken on demand alone
+    device = torch.device("cpu") if auto_cpu else pick_device(speed.device)
+    if speed.precision == "float16" and device.type != "cuda":
+        raise UsageError("runtime.train.precision: float16 needs a GPU; expected auto, float32 or bfloat16 here")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda" and here > torch.cuda.device_count():
+        raise UsageError(
+            f"{here} processes: expected one GPU for each, found {torch.cuda.device_count()}; "
+            "take fewer, or runtime.train.device: cpu"
+        )
+    if device.type == "cuda" and device.index is not None and world_size() == 1:
+        torch.cuda.set_device(device)
+    half = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(_precision(config, device), "no")
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        # Left to "auto", the processor computes the translator in float32, the language model alone in bfloat16.
+        mixed_precision="no" if device.type == "cpu" and speed.precision == "auto" else half,
+        log_with=None if speed.tracker == "none" else speed.tracker,
+        project_config=ProjectConfiguration(logging_dir=str(config.out / "train")),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=speed.lost_after_seconds))],
+        dynamo_backend="no",
+    )
+    accelerator.gradient_accumulation_steps = 1  # pieces are weighed by `Step`, whatever a launcher's environment says
+    return accelerator
+
+
+def _precision(config: TrainConfig, device: torch.device) -> torch.dtype:
+    return torch.float16 if config.runtime.precision == "float16" else pick_precision(config.runtime.precision, device)
+
+
+def _agree(config: TrainConfig, accelerator: Accelerator, digest: str, progress: Progress | None) -> None:
+    """Raise InputError for processes that begin at different steps or train different things."""
+    mine = (digest, (progress.phase, progress.step) if progress else None)
+    found: list[object] = gather_object([mine])
+    if any(other != found[0] for other in found):
+        raise InputError(
+            f"{config.out}/train: the {accelerator.num_processes} processes see different runs there; expected the "
+            "same configuration, store and folder on all machines"
+        )
 
 
 def _digest(config: TrainConfig, store: FeatureStore) -> str:
@@ -78,6 +137,8 @@ def _digest(config: TrainConfig, store: FeatureStore) -> str:
     chosen = config.model_dump(mode="json", exclude={*_NO_RESULT, "order", "window_shards"})
     if windows := shards_a_window(config.order, config.window_shards, store):
         chosen["windows"] = windows  # and nothing for a full permutation, whoever asked for it
+    if chosen["translator"].get("kind") == "devil":
+        del chosen["translator"]["kind"]  # runs that were begun before there were other kinds go on
     return sha256_json({"config": chosen, "store": store.identity.digest})
 
 
@@ -89,7 +150,7 @@ def _parts(config: TrainConfig, accelerator: Accelerator, store: FeatureStore) -
     language_model = LanguageModel(
         config.language_model,
         device=device,
-        dtype=pick_precision(config.runtime.precision, device),
+        dtype=_precision(config, device),
         repeats=config.prefix_repeats,
         dropout=config.language_model_dropout,
     )
@@ -109,8 +170,7 @@ def _parts(config: TrainConfig, accelerator: Accelerator, store: FeatureStore) -
         norm = language_model.mean_norm()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        channels = [layer.channels for layer in store.layers]
-        translator = Translator(config.translator, channels, language_model.width, norm)
+        translator = build(config.translator, store.layers, language_model.width, norm)
     return Parts(config, accelerator, store, translator, language_model, alignment, train, validation)
 
 

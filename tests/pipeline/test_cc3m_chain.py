@@ -48,7 +48,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "resamples": 10,
             "bertscore": {"model": "no-such-model", "num_layers": 1},
         },
-        "saliency": {"split": "val", "pictures": 1, "gallery": 1, "grid": 2, "max_new_tokens": 2, "resamples": 10},
+        "saliency": {"split": "val", "pictures": 1, "gallery": 1, "grid": 2, "max_new_tokens": 2, "resamples": 10}
+        | {"faithfulness": {"pictures": 1}},
     }
     write(folder, f"runs/{RUN}", run)
     with serving() as server:
@@ -99,3 +100,5 @@ def test_the_report_scores_the_validation_pictures_beside_the_controls(project: 
     page = (project / f"runs/{RUN}/report/index.html").read_text()
     assert "random:0" in page, "random weights are named where the scores stand"
     assert len(read_json(project / f"runs/{RUN}/saliency/gallery.json")["pictures"]) == 1
+    faithfulness = read_json(project / f"runs/{RUN}/saliency/metrics.json")["faithfulness"]
+    assert "clip_rn50: is no classifier" in faithfulness["not_run"]

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from devil_pipe.pipeline import config
+from devil_pipe.pipeline.experiments import experiment
 from devil_pipe.store.errors import UsageError
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -41,7 +42,12 @@ def put(name: str, text: str | bytes) -> None:
 def load(name: str) -> Any:
     """The configuration of one file of configs/ by its path without the ending."""
     kind, _, rest = name.partition("/")
-    loaders = {"data": config.load_data, "stores": config.load_store, "runs": config.Run}
+    loaders = {
+        "data": config.load_data,
+        "stores": config.load_store,
+        "runs": config.Run,
+        "experiments": experiment.load,
+    }
     return loaders[kind](rest) if rest else config.read_pipeline()
 
 
@@ -72,6 +78,17 @@ MISTAKES = {
     "unknown source": ("data/d", "source: internet", ["source", "'demo', 'folder', 'webdataset'", "'internet'"]),
     "negative spatial dropout": ("runs/r", RUN + ", dropout: {spatial: -0.1}}", ["train.dropout.spatial", "-0.1"]),
     "everything dropped": ("runs/r", RUN + ", dropout: {layer: 1}}", ["train.dropout.layer", "less than 1", "got 1"]),
+    "an unknown kind of translator": (
+        "runs/r",
+        RUN + ", translator: {kind: clipcap}}",
+        ["train.translator: kind: expected devil, clipcap-transformer, clipcap-mlp, got 'clipcap'"],
+    ),
+    "a key of another kind": (
+        "runs/r",
+        RUN + ", translator: {kind: clipcap-mlp, heads: 8}}",
+        ["train.translator.heads: unknown key; known here: kind, queries"],
+    ),
+    "a translator that is no section": ("runs/r", RUN + ", translator: big}", ["train.translator", "got 'big'"]),
     "heads do not divide": ("runs/r", RUN + ", translator: {width: 16, heads: 5}}", ["train.translator", "heads (5)"]),
     "no learning rate": ("runs/r", "store: s\ntrain: {phase: {steps: 1, lr: 0}}", ["train.phase.lr", "got 0"]),
     "endless learning rate": ("runs/r", "store: s\ntrain: {phase: {steps: 1, lr: .inf}}", ["train.phase.lr", "inf"]),
@@ -210,11 +227,32 @@ def test_a_store_from_the_command_line_has_every_key_that_dvc_tracks(project: Pa
     assert config.load_store("new").backbone == "effnet_lite0"
 
 
-OPT = {"layers": 12, "width": 768, "heads": 12, "feedforward": 3072, "queries": 10}
-GPT2 = {"layers": 8, "width": 768, "heads": 8, "feedforward": 1532, "queries": 10}
+OPT = {"kind": "devil", "layers": 12, "width": 768, "heads": 12, "feedforward": 3072, "queries": 10}
+GPT2 = {"kind": "devil", "layers": 8, "width": 768, "heads": 8, "feedforward": 1532, "queries": 10}
+CLIPCAP = {
+    "clipcap-transformer": {"layers": 8, "heads": 8, "mlp_ratio": 2.0, "clip_length": 10, "queries": 10},
+    "clipcap-mlp": {"queries": 10},
+}
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if path.match("runs/cc3m-*.yaml")], ids=str)
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.match("runs/cc3m-*-clipcap*.yaml")], ids=str)
+def test_clipcaps_presets_have_its_papers_numbers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mokady et al. 2021, section 4: ten epochs of 3 M in batches of 40, 2e-5, 5000 steps of warm-up."""
+    monkeypatch.chdir(SOURCE)
+    train = config.Run(path.stem).train
+    sizes = train.translator.model_dump()
+    assert sizes == {"kind": sizes["kind"], **CLIPCAP[sizes["kind"]]}
+    assert train.language_model == "gpt2"
+    phase = train.phase
+    assert (phase.lr, phase.min_lr, phase.batch_size, phase.warmup_steps) == (2e-5, 0, 40, 5000)
+    assert phase.steps * phase.batch_size == 10 * 3_000_000
+    assert (train.warmup.kind, train.prefix_repeats, train.language_model_dropout) == ("none", 1, False)
+
+
+DEVIL = [path for path in SHIPPED if path.match("runs/cc3m-*.yaml") and "clipcap" not in path.stem]
+
+
+@pytest.mark.parametrize("path", DEVIL, ids=str)
 def test_presets_have_the_papers_numbers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Supplementary, appendix A, and section 4 for the two language models."""
     monkeypatch.chdir(SOURCE)

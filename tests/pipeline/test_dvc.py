@@ -92,6 +92,14 @@ def test_one_command_makes_everything(finished: tuple[Path, list[str]]) -> None:
         for score in scores.values():
             assert_score(score)
     assert set(metrics["seconds"]) >= {"prepare", "extract", "train", "evaluate", "saliency"}
+    faithfulness = metrics["faithfulness"]
+    assert (faithfulness["n"], faithfulness["steps"]) == (2, 2)
+    assert set(faithfulness["scores"]) == {"s16", "s32", "no layer"}
+    assert set(faithfulness["scores"]["s16"]) == {"devil", "grad_cam"}
+    assert set(faithfulness["scores"]["no layer"]) == {"centre_prior", "random"}
+    for ways in faithfulness["scores"].values():
+        for scores in ways.values():
+            assert all(0 <= score["value"] <= 1 for score in scores.values())
     assert metrics["weights"] == "random:0", "random weights are named wherever results are"
     assert "random" in (folder / f"runs/{RUN}/report/index.html").read_text(encoding="utf-8")
 

@@ -33,7 +33,13 @@ RUN_VALUES: dict[str, Any] = {
         "validate_every": 3,
     },
     "evaluate": {"max_new_tokens": 3, "resamples": 10, "bertscore": {"model": "no-such-model", "num_layers": 1}},
-    "saliency": {"pictures": 2, "gallery": 1, "max_new_tokens": 3, "resamples": 10},
+    "saliency": {
+        "pictures": 2,
+        "gallery": 1,
+        "max_new_tokens": 3,
+        "resamples": 10,
+        "faithfulness": {"pictures": 2, "steps": 2},
+    },
 }
 STORE_VALUES: dict[str, Any] = {
     "data": DATA,

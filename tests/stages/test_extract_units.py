@@ -43,7 +43,7 @@ def bilinear(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize(("height", "width"), [(7, 7), (3, 5), (20, 30), (1, 1)])
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (3, 5), (20, 30), (1, 2)])
 def test_a_mask_is_resized_bilinearly(height: int, width: int) -> None:
     masks = np.random.default_rng(0).random((3, 20, 30)) < 0.3
     found = mask_weights(torch.from_numpy(masks), height, width).numpy()

@@ -19,11 +19,17 @@ from devil_pipe.stages.train.checkpoint import (
     save,
     save_progress,
 )
-from devil_pipe.stages.train.config import PhaseConfig, TranslatorConfig
+from devil_pipe.stages.train.config import (
+    ClipCapConfig,
+    ClipCapMlpConfig,
+    ClipCapTransformerConfig,
+    PhaseConfig,
+    TranslatorConfig,
+)
 from devil_pipe.stages.train.loop import make_optimizer
-from devil_pipe.stages.train.translator import Translator
+from devil_pipe.stages.train.translator import ClipCap, Devil, Translator, build
 from devil_pipe.store.errors import InputError
-from devil_pipe.store.schema import Identity
+from devil_pipe.store.schema import Identity, LayerSpec
 
 from .. import tiny
 
@@ -44,7 +50,7 @@ KEEP = torch.ones(2, 2, dtype=torch.bool)
 
 def translator(seed: int = 0) -> Translator:
     torch.manual_seed(seed)
-    return Translator(SIZE, [layer.channels for layer in tiny.LAYERS], 6, CARD.prefix_norm)
+    return build(SIZE, tiny.LAYERS, 6, CARD.prefix_norm)
 
 
 def features(seed: int = 0) -> list[torch.Tensor]:
@@ -73,6 +79,52 @@ def test_a_checkpoint_is_plain_yaml_and_tensors(folder: Path) -> None:
     assert plain["store"]["layers"][0] == {"name": "fine", "channels": 12, "height": 4, "width": 4}
     assert plain["data_note"] == "Möwen – only"
     assert set(load_file(folder / "translator.safetensors")) == set(translator().state_dict())
+
+
+def test_a_card_from_before_there_were_kinds_is_devils(folder: Path) -> None:
+    path = folder / "config.yaml"
+    plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert plain["translator"].pop("kind") == "devil"
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    found, card = load(folder, STORE)
+    assert isinstance(found, Devil)
+    assert card == CARD
+
+
+EMBEDDING = LayerSpec(name="embedding", channels=5, height=1, width=1)
+CLIPCAPS = [ClipCapMlpConfig(queries=3), ClipCapTransformerConfig(layers=2, heads=2, clip_length=4, queries=3)]
+
+
+@pytest.mark.parametrize("size", CLIPCAPS, ids=lambda size: size.kind)
+def test_a_clipcap_checkpoint_says_its_kind_and_comes_back(tmp_path: Path, size: ClipCapConfig) -> None:
+    torch.manual_seed(0)
+    made = build(size, [EMBEDDING], 6, 1.75)
+    save(tmp_path, made, replace(CARD, translator=size, store=STORE.model_copy(update={"layers": (EMBEDDING,)})))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))["translator"]["kind"] == size.kind
+    found, card = load(tmp_path)
+    assert isinstance(found, ClipCap)
+    assert card.translator == size
+    vectors, keep = [torch.randn(2, 5)], torch.ones(2, 1, dtype=torch.bool)
+    assert torch.allclose(found(vectors, keep), made.eval()(vectors, keep), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["clipcap-mlp", "clipcap-transformer"])
+def test_another_kinds_weights_are_named(folder: Path, kind: str) -> None:
+    """DeViL's weights under a card that says ClipCap, on the store of several layers or on one of an embedding."""
+    for layers in (STORE.layers, (EMBEDDING,)):
+        save(folder, translator(), replace(CARD, store=STORE.model_copy(update={"layers": layers})))
+        plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        plain["translator"] = {"kind": kind}
+        (folder / "config.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+        with pytest.raises(InputError, match=r"translator\.safetensors: expected the weights that .*config\.yaml"):
+            load(folder)
+
+
+def test_an_unknown_kind_is_named(folder: Path) -> None:
+    text = (folder / "config.yaml").read_text(encoding="utf-8").replace("kind: devil", "kind: lens")
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.yaml: .*kind: expected devil, clipcap-.*got 'lens'"):
+        load(folder)
 
 
 def test_equal_weights_are_equal_bytes(folder: Path, tmp_path: Path) -> None:

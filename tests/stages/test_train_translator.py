@@ -9,15 +9,21 @@ from torch import Tensor
 from devil_pipe.stages.train.batches import Features
 from devil_pipe.stages.train.config import PhaseConfig, TranslatorConfig
 from devil_pipe.stages.train.loop import make_optimizer, translate
-from devil_pipe.stages.train.translator import Translator, planned_parameters, trainable_parameters
+from devil_pipe.stages.train.translator import Devil, build, planned_parameters, trainable_parameters
+from devil_pipe.store.schema import LayerSpec
 
 SMALL = TranslatorConfig(layers=2, width=12, heads=3, feedforward=20, queries=4)
 CHANNELS = (5, 7, 7)
 
 
-def small(prefix_norm: float | None = None) -> Translator:
+def layers(channels: tuple[int, ...]) -> list[LayerSpec]:
+    return [LayerSpec(name=f"l{place}", channels=count, height=2, width=2) for place, count in enumerate(channels)]
+
+
+def small(prefix_norm: float | None = None) -> Devil:
     torch.manual_seed(0)
-    made = Translator(SMALL, CHANNELS, 9, prefix_norm)
+    made = build(SMALL, layers(CHANNELS), 9, prefix_norm)
+    assert isinstance(made, Devil)
     with torch.no_grad():
         for value in made.parameters():
             value.normal_(std=0.5)
@@ -60,12 +66,16 @@ GPT2 = TranslatorConfig(layers=8, width=768, heads=8, feedforward=1532, queries=
 def test_the_papers_sizes(
     config: TranslatorConfig, channels: tuple[int, ...], out: int, published: float, exact: int
 ) -> None:
-    assert planned_parameters(config, channels, out) == by_formula(config, channels, out) == exact
+    assert planned_parameters(config, layers(channels), out) == by_formula(config, channels, out) == exact
     assert exact == pytest.approx(published, rel=0.01)
 
 
 def test_parameters_of_a_built_translator_are_the_planned_ones() -> None:
-    assert trainable_parameters(small()) == planned_parameters(SMALL, CHANNELS, 9) == by_formula(SMALL, CHANNELS, 9)
+    assert (
+        trainable_parameters(small())
+        == planned_parameters(SMALL, layers(CHANNELS), 9)
+        == by_formula(SMALL, CHANNELS, 9)
+    )
 
 
 def norm(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -73,7 +83,7 @@ def norm(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return centred / (centred.pow(2).mean(dim=-1, keepdim=True) + 1e-5).sqrt() * weight + bias
 
 
-def by_hand(made: Translator, values: list[Tensor], keep: Tensor) -> Tensor:
+def by_hand(made: Devil, values: list[Tensor], keep: Tensor) -> Tensor:
     """A pre-norm Transformer in float64, a picture and a head at a time; dropped layers are not there at all."""
     at = {name: value.double() for name, value in made.state_dict().items()}
     rows = []
