@@ -25,6 +25,7 @@ from devil_pipe.stages.train.batches import (
 )
 from devil_pipe.stages.train.config import DropoutConfig
 from devil_pipe.stages.train.order import epoch_order, windows_order
+from devil_pipe.store.layer import Stored
 from devil_pipe.store.place import Span
 from devil_pipe.store.reader import FeatureStore
 
@@ -152,6 +153,27 @@ def test_processes_see_together_what_one_sees(store: FeatureStore, processes: in
             assert torch.equal(part.keep, whole.keep[rows])
             for mine, theirs in zip(part.features, whole.features, strict=True):
                 assert torch.allclose(mine, theirs[rows], rtol=2**-11, atol=2e-4)
+
+
+def test_processes_see_together_what_one_sees_of_units(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that one of the two layers knows nothing of: how often it is drawn depends on the whole batch."""
+    random = np.random.default_rng(0)
+    counts = random.integers(0, 2, (store.rows, 2)).astype(np.uint8)
+    counts[~counts.any(axis=1), 1] = 1
+    values = [random.normal(size=(store.rows, 1, layer.channels)).astype(np.float16) for layer in store.layers]
+
+    def stored(_: BatchSource, rows: list[int]) -> list[Stored]:
+        return [
+            Stored(values[place][rows], exemplars=counts[rows, place][:, None, None]) for place in range(len(values))
+        ]
+
+    monkeypatch.setattr(BatchSource, "_stored", stored)
+    for step in range(10):
+        whole = source(store, spatial=0.5, layer=0.7).draw(step)
+        parts = [source(store, share=(rank, 3), spatial=0.5, layer=0.7).draw(step) for rank in range(3)]
+        for rank, part in enumerate(parts):
+            assert torch.equal(part.keep, whole.keep[rank::3])
+            assert torch.equal(part.features[1], whole.features[1][rank::3])
 
 
 @pytest.fixture(scope="module")
