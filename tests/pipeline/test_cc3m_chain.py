@@ -16,6 +16,8 @@ from ..stages.test_prepare_cc3m import startable
 from ..tiny import language_model
 from .tiny_project import command, write
 
+pytestmark = pytest.mark.slow
+
 STORE, RUN = "cc3m-clip_rn50-random", "links"
 TRAIN = [f"good/{number}.jpg" for number in range(8)] + ["404/90.jpg", "page/91.jpg"]
 VAL = [f"good/{number}.jpg" for number in range(20, 24)] + ["410/92.jpg"]

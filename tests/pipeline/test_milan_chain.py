@@ -16,6 +16,8 @@ from ..stages.milan_fixture import members, write_zip
 from ..tiny import language_model
 from .tiny_project import command, write
 
+pytestmark = pytest.mark.slow
+
 NAME, SET = "milan-within-biggan-imagenet", "biggan/imagenet"
 RUN = "units"
 UNITS, EXEMPLARS, SIDE = 10, 3, 32
