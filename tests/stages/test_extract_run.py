@@ -154,7 +154,7 @@ def test_wrong_names_and_sizes(tiny_data: Data) -> None:
     data = tiny_data(count=2)
     with pytest.raises(UsageError, match="backbone: expected one of"):
         run(config(data, backbone="vgg"))
-    with pytest.raises(UsageError, match="layers: effnet_lite0 has s2, s4, s8, s16, s32, got 's64'"):
+    with pytest.raises(UsageError, match="layers: effnet_lite0 has s2, s4, s8, s16, s32, pooled, got 's64'"):
         run(config(data, layers=("s64",)))
     run(config(data))
     with pytest.raises(InputError, match="expected 3 rows a shard, found 4"):
