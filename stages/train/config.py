@@ -104,6 +104,9 @@ class WarmupConfig(_Section):
 
     kind: Literal["none", "alignment"] = "none"
     phase: PhaseConfig = PhaseConfig(steps=0)
+    targets: Literal["position", "bag"] = Field(
+        "position", description="prefix token i is the caption's i-th, or the prefix holds its tokens in any order"
+    )
     scale: float = Field(20.0, gt=0, description="the cosine's factor in the softmax over the captions' tokens")
     pull: float = Field(0.0, ge=0, description="weight of 1 − cosine to the right token's embedding")
     pull_from: float = Field(0.0, ge=0, le=1, description="share of the phase after which the pull acts")

@@ -227,15 +227,9 @@ def _alignment_scores(
     assert alignment is not None
     loss = float(alignment.loss(prefixes, captions))
     read = alignment.read(prefixes)
-    cut = [list(caption[: alignment.queries]) for caption in captions]
-    right = np.mean([mine == theirs for mine, theirs in zip(read, cut, strict=True)])
-    tokens = np.mean(
-        [
-            place < len(mine) and mine[place] == token  # a caption read too short misses the tokens that are left
-            for mine, theirs in zip(read, cut, strict=True)
-            for place, token in enumerate(theirs)
-        ]
-    )
+    whole = [alignment.agreement(mine, caption) for mine, caption in zip(read, captions, strict=True)]
+    tokens = sum(right for right, _ in whole) / max(sum(count for _, count in whole), 1)
+    right = np.mean([found == count == len(mine) for (found, count), mine in zip(whole, read, strict=True)])
     log("validation (read by the embeddings)", loss=round(loss, 3), tokens=round(float(tokens), 3))
     return {
         "val_alignment_loss": round(loss, 5),

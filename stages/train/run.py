@@ -59,7 +59,7 @@ def _run(config: TrainConfig, accelerator: Accelerator) -> None:
         log("the configuration or the store changed: training starts again")
         progress = None
     _agree(config, accelerator, digest, progress)
-    parts = _parts(config, accelerator, store)
+    parts = assemble(config, accelerator, store)
     loop = Loop(parts, digest, progress)
     try:
         seconds = loop.run()
@@ -142,7 +142,8 @@ def _digest(config: TrainConfig, store: FeatureStore) -> str:
     return sha256_json({"config": chosen, "store": store.identity.digest})
 
 
-def _parts(config: TrainConfig, accelerator: Accelerator, store: FeatureStore) -> Parts:
+def assemble(config: TrainConfig, accelerator: Accelerator, store: FeatureStore) -> Parts:
+    """What a run of this configuration trains with, on the accelerator's device. Raises InputError as `run` does."""
     index = read_index(config.data_dir / "index.parquet").to_pylist()
     if len(index) != store.rows:
         raise InputError(f"{config.data_dir}: expected the {store.rows} rows of {config.store}, got {len(index)}")

@@ -1,6 +1,8 @@
 """The alignment warm-up: targets by hand, its loss in closed form, and reading as its inverse."""
 
 import math
+from itertools import permutations
+from typing import Literal
 
 import pytest
 import torch
@@ -14,8 +16,13 @@ CAPTIONS = [(3, 5), (5, 5, 7, 1), (1, 3, 7, 5, 3, 1)]
 USED = [1, 3, 5, 7, EOS]
 
 
-def alignment(embeddings: Tensor | None = None, scale: float = 20.0, pull: float = 0.0) -> Alignment:
-    config = WarmupConfig(kind="alignment", phase=PhaseConfig(steps=1), scale=scale, pull=pull)
+def alignment(
+    embeddings: Tensor | None = None,
+    scale: float = 20.0,
+    pull: float = 0.0,
+    targets: Literal["position", "bag"] = "position",
+) -> Alignment:
+    config = WarmupConfig(kind="alignment", phase=PhaseConfig(steps=1), scale=scale, pull=pull, targets=targets)
     rows = torch.eye(WIDTH) * 3 if embeddings is None else embeddings
     return Alignment(config, rows, CAPTIONS, EOS, QUERIES)
 
@@ -101,3 +108,37 @@ def test_reading_inverts_spelling() -> None:
 
 def test_reading_ends_at_the_first_end() -> None:
     assert alignment().read(torch.eye(WIDTH)[torch.tensor([[3, EOS, 5, 1], [EOS, 1, 1, 1]])]) == [[3], []]
+
+
+def test_a_bag_costs_what_the_cheapest_order_of_the_tokens_costs() -> None:
+    """Every order tried, one after the other."""
+    torch.manual_seed(2)
+    rows, prefix = torch.randn(WIDTH, 6), torch.randn(len(CAPTIONS), QUERIES, 6)
+    made = alignment(rows, scale=7, pull=3, targets="bag")
+    total = 0.0
+    for row, caption in enumerate(CAPTIONS):
+        wanted = [*caption[:QUERIES], *[EOS] * (QUERIES - len(caption))]
+        cosines = torch.nn.functional.cosine_similarity(prefix[row, :, None], rows[torch.tensor(USED)], dim=-1)
+        logs = (7 * cosines).log_softmax(dim=1)
+        orders = [[USED.index(token) for token in order] for order in permutations(wanted)]
+        best = min(orders, key=lambda order: -sum(float(logs[place, token]) for place, token in enumerate(order)))
+        total -= sum(float(logs[place, token]) for place, token in enumerate(best)) / QUERIES
+        total += 3 * sum(1 - float(cosines[place, token]) for place, token in enumerate(best)) / QUERIES
+    assert float(made.loss(prefix, CAPTIONS)) == pytest.approx(total / len(CAPTIONS), rel=1e-5)
+
+
+def test_the_order_of_a_bag_costs_nothing() -> None:
+    mixed = perfect(CAPTIONS)[:, [2, 0, 3, 1]]
+    assert float(alignment(targets="bag").loss(mixed, CAPTIONS)) == pytest.approx(
+        float(alignment().loss(perfect(CAPTIONS), CAPTIONS)), abs=1e-6
+    )
+    assert float(alignment().loss(mixed, CAPTIONS)) > 1
+
+
+def test_a_bag_is_read_past_its_ends_and_scored_in_any_order() -> None:
+    bag, ordered = alignment(targets="bag"), alignment()
+    assert bag.read(torch.eye(WIDTH)[torch.tensor([[EOS, 3, EOS, 5]])]) == [[3, 5]]
+    assert bag.agreement([5, 3], (3, 5)) == (2, 2)
+    assert ordered.agreement([5, 3], (3, 5)) == (0, 2)
+    assert bag.agreement([5, 5], (5, 3, 1)) == (1, 3)
+    assert ordered.agreement([1, 3], (1, 3, 7, 5, 3, 1)) == (2, 4), "captions are cut at the queries"
