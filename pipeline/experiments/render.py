@@ -47,7 +47,10 @@ class Grid:
 
 
 def grid(table: Gathered) -> Grid:
-    """The printed rows of a table: for each of its rows ours, the null control, the paper's and the difference."""
+    """The printed rows of a table: for each of its rows ours, the null control, the paper's and the difference.
+
+    A small version of a table has no difference: its pictures and models are others.
+    """
     head = (*table.head, "", *(_head(column) for column in table.columns), "pictures", "notes")
     rows = tuple(row for line in table.lines for row in _rows(line, table))
     return Grid(table.name, table.title, head, rows, tuple(_legend(table)))
@@ -94,7 +97,7 @@ def _rows(line: Line, table: Gathered) -> Iterator[GridRow]:
             yield GridRow("null", nothing, "shuffled features", tuple(map(_null, line.cells)), "", ())
     if any(cell.paper is not None for cell in line.cells):
         yield GridRow("paper", nothing, paper, tuple(map(_paper, line.cells)), "", ())
-    if not line.not_run and any(cell.paper is not None for cell in line.cells):
+    if not line.not_run and not table.mirrored and any(cell.paper is not None for cell in line.cells):
         told = tuple(_difference(cell) for cell in line.cells) if line.compared else (NOTHING,) * len(line.cells)
         why = () if line.compared else line.notes[:1]
         yield GridRow("difference", nothing, "difference", told, "", why)
