@@ -10,11 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-TITLES = {
-    "small": "small demo, 7 M translator",
-    "large": "small demo, 88 M translator",
-    "free": "captions of free word order",
-}
+TITLES = {"small": "small demo", "large": "small demo", "free": "free captions"}
 COLOURS = {"warm-up": "#0b6e4f", "by position": "#0b6e4f", "bag of words": "#c05621", "none": "#6b7280"}
 
 
@@ -33,12 +29,13 @@ def draw(kept: dict[str, Any], path: Path) -> None:
                     seconds, [point[key] for point in run["curve"]], color=COLOURS[run["arm"]], marker=".", lw=1,
                     label=run["arm"] if run["seed"] == min(item["seed"] for item in runs) else None,
                 )  # fmt: skip
-        axes[0, column].set(title=TITLES[study])
+        size = runs[0]["trainable_parameters"] / 1e6
+        axes[0, column].set(title=f"{TITLES[study]}, {size:.3g} M parameters")
         axes[1, column].set(xlabel="seconds of training", ylim=(-0.03, 1.03 if second == "object_accuracy" else None))
         axes[0, column].legend(frameon=False)
-    axes[0, 0].set(ylabel="loss gap to shuffled features, nats a token")
+    axes[0, 0].set(ylabel="loss gap, nats a token")
     for column, study in enumerate(studies):
-        axes[1, column].set(ylabel="words of the caption written" if study == "free" else "objects named rightly")
+        axes[1, column].set(ylabel="share of words written" if study == "free" else "objects named rightly")
     for axis in axes.flat:
         axis.grid(alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)
@@ -59,7 +56,7 @@ def table(kept: dict[str, Any]) -> list[str]:
         ends = [run["curve"][-1] for run in runs]
         layers = ", ".join(
             f"{name} {_told([end['layers'][name].get('object_accuracy') for end in ends])}"
-            for name in ends[0]["layers"]
+            for name in sorted(ends[0]["layers"], key=lambda name: (len(name), name))
         )
         cells = [
             study, arm, str(len(runs)), " + ".join(str(count) for count in runs[0]["steps"].values()),

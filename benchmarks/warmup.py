@@ -42,9 +42,6 @@ from devil_pipe.store.reader import FeatureStore
 SOURCE = Path(__file__).resolve().parents[1]
 RESULT = RESULTS / "warmup.json"
 WITHOUT: dict[str, Any] = {"kind": "none", "pull": 0.0, "pull_from": 0.0, "keep": 0.0, "phase": {"steps": 0}}
-ALIGNED = 0.45
-"""Share of the time that the alignment phase takes; the demo's own settings come to that."""
-
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {"warm-up": {}, "none": {"warmup": WITHOUT, "prefix_repeats": 1}},
     "large": {
@@ -64,6 +61,7 @@ def main() -> None:
     parser.add_argument("--arms", choices=tuple(ARMS), default="small")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=200.0, help="of training, each arm")
+    parser.add_argument("--aligned", type=float, default=0.45, help="share of it for the warm-up; the demo's settings")
     parser.add_argument("--looks", type=int, default=5, help="points of a curve")
     parser.add_argument("--rows", type=int, default=100, help="validation pictures that are looked at")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "devil-pipe-warmup")
@@ -80,10 +78,11 @@ def main() -> None:
         for arm, changes in ARMS[given.arms].items():
             key = f"{given.arms}/{arm}/seed{seed}"
             known = _kept().get("runs", {}).get(key)
-            if known and known["seconds"] == given.seconds and known["rows"] == given.rows:
+            mine = {"seconds": given.seconds, "rows": given.rows, "aligned": given.aligned}
+            if known and {name: known[name] for name in mine} == mine:
                 continue
             run = _train(_config(given.folder, store, changes, seed), changes, given)
-            run |= {"seed": seed, "arm": arm, "study": given.arms, "command": " ".join(["python", *sys.argv])}
+            run |= {**mine, "seed": seed, "arm": arm, "study": given.arms, "command": " ".join(["python", *sys.argv])}
             _keep(key, run)
             print(f"warmup: {key}: {json.dumps(run['curve'][-1])}", flush=True)
 
@@ -106,7 +105,7 @@ def _train(config: TrainConfig, changes: dict[str, Any], given: argparse.Namespa
     model = accelerator.prepare(parts.translator)
     step = Step(accelerator, model, parts.language_model, parts.alignment, config.warmup.keep)
     looking = Looking(parts, given.rows, config.data_dir)
-    aligned = given.seconds * ALIGNED if parts.alignment else 0.0
+    aligned = given.seconds * given.aligned if parts.alignment else 0.0
     phases = {"alignment": aligned, "language": given.seconds - aligned}
     marks = list(np.linspace(0, given.seconds, given.looks + 1)[1:])
     spent, curve, steps = 0.0, [], {}
@@ -143,7 +142,7 @@ def _train(config: TrainConfig, changes: dict[str, Any], given: argparse.Namespa
             if spent >= end:
                 break
     return {
-        "seconds": given.seconds, "rows": given.rows, "steps": steps, "curve": curve,
+        "steps": steps, "curve": curve,
         "trainable_parameters": sum(item.numel() for item in parts.translator.parameters()),
         "language_model": config.language_model, **looking.facts,
     }  # fmt: skip

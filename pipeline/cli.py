@@ -9,9 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from devil_pipe.pipeline.cli_explain import explain
+from devil_pipe.pipeline.cli_explore import explore
 from devil_pipe.pipeline.cli_layers import layers
 from devil_pipe.pipeline.cli_prepare import prepare
-from devil_pipe.pipeline.cli_share import explain, export
+from devil_pipe.pipeline.cli_saliency import saliency
+from devil_pipe.pipeline.cli_share import export
 from devil_pipe.pipeline.cli_store import store_app
 from devil_pipe.pipeline.cli_tables import experiment, plan, tables
 from devil_pipe.pipeline.plainly import example, plainly
@@ -217,17 +220,11 @@ def evaluate(run: Name = None) -> None:
         work(_open(run).evaluate)
 
 
-@app.command(epilog=example("devil-pipe saliency demo"))
-def saliency(run: Name = None) -> None:
-    """Draw where a query is likelier than without looking, and score the maps against masks."""
-    with plainly():
-        from devil_pipe.stages.saliency.run import run as work
-
-        work(_open(run).saliency)
-
-
+app.command(epilog=example('devil-pipe saliency demo; devil-pipe saliency cat.jpg --query "a cat"'))(saliency)
 app.command(epilog=example("devil-pipe export demo demo-translator --licence apache-2.0"))(export)
-app.command(epilog=example("devil-pipe explain picture.jpg --translator demo-translator --at 0.5,0.5"))(explain)
+app.command(epilog=example("devil-pipe explain picture.jpg --at 250,120 --out said.png"))(explain)
+
+app.command(epilog=example("devil-pipe explore --run demo"))(explore)
 
 
 @app.command(epilog=example("devil-pipe report demo"))

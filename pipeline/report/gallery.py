@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -65,6 +64,27 @@ class Picture(_Part):
     queries: list[Query]
 
 
+class Failure(_Part):
+    """A picture with a description that a rule found to be bad, and its margin over another picture's features."""
+
+    key: str
+    split: str
+    object: str
+    reference: str
+    picture: str
+    description: str
+    margin: FiniteFloat
+
+
+class Failures(_Part):
+    """What was looked at, how much of it failed, and the failures that are shown."""
+
+    looked: int = Field(ge=0)
+    failed: int | None = Field(None, ge=0)
+    """How many of them name no right object; None where the index knows no objects."""
+    pictures: list[Failure] = []
+
+
 class Scale(_Part):
     """The one colour scale of all maps, in nats over the language model's prior; colours run low to high."""
 
@@ -81,17 +101,29 @@ class Gallery(_Part):
     objects: list[str] = []
     """All object names of the index: "a sea lion" must not count as naming the lion."""
     pictures: list[Picture]
+    failures: Failures = Failures(looked=0)
 
 
 def read_gallery(run: str, run_dir: Path) -> Gallery:
     """Read the gallery and see that every picture it names is there.
 
     Raises:
-        InputError: the file or a picture is missing, a key is wrong, or a path leaves the saliency folder.
+        InputError: the file or a picture is missing, a key is wrong or there twice, or a path leaves the folder.
     """
     path = run_dir / "saliency" / "gallery.json"
     gallery = validated(Gallery, read_object(path, "saliency", run), path, "saliency", run)
-    for name in picture_files(gallery):
+    keys_of_parts = (
+        [picture.key for picture in gallery.pictures],
+        [picture.key for picture in gallery.failures.pictures],
+    )
+    for keys in keys_of_parts:
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise InputError(
+                f"{path}, key {twice!r}: expected every picture once, got it twice. "
+                f"Make it anew with `devil-pipe saliency {run}`."
+            )
+    for name in (*picture_files(gallery), *overlay_files(gallery)):
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or parts.suffix.lower() not in {".png", ".jpg", ".webp"}:
             raise InputError(f"{path}: expected a picture's path inside the folder saliency, got {name!r}.")
@@ -100,30 +132,15 @@ def read_gallery(run: str, run_dir: Path) -> Gallery:
 
 
 def picture_files(gallery: Gallery) -> list[str]:
-    """Every file the gallery shows, relative to the saliency folder, each once."""
-    names = {picture.picture for picture in gallery.pictures}
-    for picture in gallery.pictures:
-        names |= {shown.overlay for query in picture.queries for shown in query.maps.values()}
-    return sorted(names)
+    """The pictures that are shown, relative to the saliency folder, each once."""
+    shown = {picture.picture for picture in gallery.pictures}
+    return sorted(shown | {picture.picture for picture in gallery.failures.pictures})
 
 
-def copy_pictures(gallery: Gallery, saliency: Path, report: Path) -> None:
-    """Copy what the gallery shows into the report's folder, under the same relative paths."""
-    for name in picture_files(gallery):
-        target = report / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(saliency / name, target)
-
-
-def anchors(gallery: Gallery) -> list[str]:
-    """For each picture `picture-KEY`, with letters fit for an address; equal ones get a number."""
-    seen: dict[str, int] = {}
-    result = []
-    for picture in gallery.pictures:
-        name = "picture-" + re.sub(r"[^A-Za-z0-9_.-]", "-", picture.key)
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return result
+def overlay_files(gallery: Gallery) -> list[str]:
+    """The maps that are shown, relative to the saliency folder, each once."""
+    queries = [query for picture in gallery.pictures for query in picture.queries]
+    return sorted({shown.overlay for query in queries for shown in query.maps.values()})
 
 
 def mentions(description: str, name: str) -> bool:

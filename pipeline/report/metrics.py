@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
-from devil_pipe.pipeline.report.reading import read_object, validated
+from devil_pipe.pipeline.report.reading import read_card, read_object, validated
 from devil_pipe.store.errors import InputError
 
 ALL_LAYERS = "all"
@@ -122,6 +122,8 @@ class Metrics(BaseModel):
     weights: str
     warmup: str
     data_note: str = ""
+    things: Literal["pictures", "units"] = "pictures"
+    """What was described; a store of units holds means over their exemplars. Never in the file: see `check`."""
     train: TrainSummary
 
     @model_validator(mode="after")
@@ -181,12 +183,16 @@ def merge(run: str, run_dir: Path) -> dict[str, Any]:
 
 
 def check(merged: dict[str, Any], run: str, run_dir: Path) -> Metrics:
-    """The merged object as `Metrics`.
+    """The merged object as `Metrics`, and whether pictures or units were described, which the checkpoint's card says.
 
     Raises:
         InputError: names the first key that is missing or wrong.
     """
-    return validated(Metrics, merged, run_dir / "evaluate" / "metrics.json", "evaluate", run)
+    metrics = validated(Metrics, merged, run_dir / "evaluate" / "metrics.json", "evaluate", run)
+    card = read_card(run_dir / "checkpoint" / "config.yaml", run)
+    store = card.get("store")
+    encoding = str(store.get("encoding", "")) if isinstance(store, dict) else ""
+    return metrics.model_copy(update={"things": "units" if encoding.startswith("units") else "pictures"})
 
 
 def _add(merged: dict[str, Any], part: dict[str, Any], path: Path, stage: str) -> None:

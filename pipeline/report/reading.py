@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from devil_pipe.store.errors import InputError
@@ -59,6 +60,19 @@ def validated(model: type[Model], value: object, path: Path, stage: str, run: st
         raise InputError(
             f"{path}, {key}: {first['msg']}, got {first['input']!r:.80}. Make it anew with `devil-pipe {stage} {run}`."
         ) from error
+
+
+def read_card(path: Path, run: str) -> dict[str, Any]:
+    """Read the checkpoint's card; a file that holds no mapping gives an empty one.
+
+    Raises:
+        InputError: the file is missing or no YAML.
+    """
+    try:
+        card = yaml.safe_load(require(path, "train", run).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: expected YAML: {error}. Make it anew with `devil-pipe train {run}`.") from error
+    return card if isinstance(card, dict) else {}
 
 
 def read_training_log(path: Path, run: str) -> list[dict[str, Any]]:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+from devil_pipe.pipeline.report import images, tables
 from devil_pipe.pipeline.report import metrics as run_metrics
+from devil_pipe.pipeline.report.cards import cards
 from devil_pipe.pipeline.report.config import ReportConfig
-from devil_pipe.pipeline.report.gallery import copy_pictures, read_gallery
-from devil_pipe.pipeline.report.page import render
+from devil_pipe.pipeline.report.exports import exports, files, scores_csv
+from devil_pipe.pipeline.report.gallery import read_gallery
+from devil_pipe.pipeline.report.page import Content, render
+from devil_pipe.pipeline.report.predictions import read_predictions
 from devil_pipe.pipeline.report.reading import read_training_log, require
-from devil_pipe.pipeline.report.tables import scores_csv
-from devil_pipe.stages.common.files import sha256_file, write_json, write_text_atomic
+from devil_pipe.stages.common.files import sha256_file, write_json
 from devil_pipe.stages.common.progress import log as say
 
 HASHED = ("checkpoint/translator.safetensors", "checkpoint/config.yaml", "predictions.parquet")
 
 
 def run(config: ReportConfig) -> None:
-    """Write `runs/RUN/metrics.json` and the folder `runs/RUN/report` (page, pictures, scores.csv, metrics.json).
+    """Write `runs/RUN/metrics.json` and the folder `runs/RUN/report` (page, pictures, tables, metrics.json).
 
-    Everything is read and checked before anything is written; an older report is replaced as a whole, so
+    Everything is read and checked before anything is replaced; an older report gives way as a whole, so
     that the folder holds nothing but what the page shows and can be zipped as it is.
 
     Raises:
@@ -28,22 +32,43 @@ def run(config: ReportConfig) -> None:
     """
     run_dir = config.run_dir
     merged = run_metrics.merge(config.run, run_dir)
-    metrics = run_metrics.check(merged, config.run, run_dir)
-    gallery = read_gallery(config.run, run_dir)
-    log = read_training_log(run_dir / "train" / "log.jsonl", config.run)
-    config_text = require(run_dir / "checkpoint" / "config.yaml", "train", config.run).read_text(encoding="utf-8")
-    html = render(metrics, gallery, log, config_text, _hashes(run_dir, metrics.train.store_identity))
+    content = _read(config, merged)
+    shown = [content.scores, content.novel, content.saliency]
+    beside = files(exports(content.metrics, shown, content.log, content.cards, content.gallery, content.described)) | {
+        "scores.csv": scores_csv(content.metrics)
+    }
 
-    write_json(run_dir / "metrics.json", merged)
     partial, report = run_dir / ".report.partial", run_dir / "report"
     shutil.rmtree(partial, ignore_errors=True)
-    copy_pictures(gallery, run_dir / "saliency", partial)
-    write_json(partial / "metrics.json", merged)
-    write_text_atomic(partial / "scores.csv", scores_csv(metrics))
-    write_text_atomic(partial / "index.html", html)
+    partial.mkdir()
+    html = render(content, images.copy(content.gallery, run_dir / "saliency", partial), beside)
+    write_json(run_dir / "metrics.json", merged)
+    shutil.copyfile(run_dir / "metrics.json", partial / "metrics.json")
+    for name, text in {**beside, "index.html": html}.items():
+        (partial / name).parent.mkdir(exist_ok=True)
+        (partial / name).write_text(text, encoding="utf-8")
     shutil.rmtree(report, ignore_errors=True)
     partial.rename(report)
     say("report written", page=str(report / "index.html"))
+
+
+def _read(config: ReportConfig, merged: dict[str, Any]) -> Content:
+    """All that the page is made of, read and checked."""
+    run_dir = config.run_dir
+    metrics = run_metrics.check(merged, config.run, run_dir)
+    gallery = read_gallery(config.run, run_dir)
+    return Content(
+        metrics=metrics,
+        scores=tables.score_table(metrics),
+        novel=tables.novel_table(metrics),
+        saliency=tables.saliency_table(metrics),
+        gallery=gallery,
+        cards=cards(gallery, metrics),
+        described=read_predictions(run_dir / "predictions.parquet", config.run),
+        log=read_training_log(run_dir / "train" / "log.jsonl", config.run),
+        config_text=require(run_dir / "checkpoint" / "config.yaml", "train", config.run).read_text(encoding="utf-8"),
+        hashes=_hashes(run_dir, metrics.train.store_identity),
+    )
 
 
 def _hashes(run_dir: Path, store_identity: str) -> dict[str, str]:

@@ -1,13 +1,11 @@
-"""The page's tables and texts out of the run's numbers: nothing here knows HTML."""
+"""The page's tables out of the run's numbers: a row for each condition, a column for each metric; no HTML here."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from devil_pipe.pipeline.report.anchors import anchor
 from devil_pipe.pipeline.report.metrics import (
     ALL_LAYERS,
     BASELINES,
@@ -15,6 +13,7 @@ from devil_pipe.pipeline.report.metrics import (
     MetricKind,
     Metrics,
     Score,
+    Scores,
     metric_kind,
     ordered_layers,
 )
@@ -25,9 +24,8 @@ CONTROL_LABELS = {
     "zero": "zero feature",
     "lm_alone": "language model alone",
 }
-BASELINE_LABELS = {"centre_prior": "centre prior", "random": "random"}
-SEEING, BLIND = "each layer alone", "cannot see: null controls"
-COLLAPSE_SHARE, BLIND_GAP = 0.1, 0.05
+BASELINE_LABELS = {"centre_prior": "centre prior", "random": "random map"}
+DISTINCT = MetricKind("distinct descriptions", 1, percent=True)
 
 
 @dataclass(frozen=True)
@@ -41,34 +39,64 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One metric (or one layer) of a table; a cell is None where the run holds nothing."""
+class Column:
+    """One metric."""
 
     key: str
     kind: MetricKind
-    cells: list[Score | None]
+    not_run: str = ""
+    """The reason, where no row of the column ran, for one and the same reason."""
     gap: Gap | None = None
-    best_control: int | None = None
-    """Position of the best control among the cells."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One condition, its cells in the order of the columns; a cell is None where the run holds nothing."""
+
+    key: str
+    anchor: str
+    sees: bool
+    cells: list[Score | None]
 
     @property
-    def not_run(self) -> str | None:
-        """The reason, where the whole row did not run for one and the same reason."""
-        reasons = {cell.not_run if cell else None for cell in self.cells if cell is not None}
-        return reasons.pop() if len(reasons) == 1 else None
+    def label(self) -> str:
+        """The condition's name in words."""
+        return condition_label(self.key)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns (name, group) and rows of scores."""
+    """Rows and columns of scores, and what its files and its addresses are called."""
 
-    columns: list[tuple[str, str]]
+    name: str
+    columns: list[Column]
     rows: list[Row]
+    noun: str = field(default="", kw_only=True)
+    """What the scores are means over, with its number: "300 pictures"."""
+
+    def cell(self, row: str, column: str) -> Score | None:
+        """The cell of a condition and a metric; None where there is none."""
+        place = next((place for place, item in enumerate(self.columns) if item.key == column), None)
+        cells = next((item.cells for item in self.rows if item.key == row), None)
+        return None if place is None or cells is None else cells[place]
+
+    def column(self, key: str) -> Column | None:
+        """A metric's column, if there is one."""
+        return next((item for item in self.columns if item.key == key), None)
 
     @property
-    def groups(self) -> list[tuple[str, int]]:
-        """The groups of the columns behind the first one, in order, each with its number of columns."""
-        return [(name, len(list(run))) for name, run in groupby(group for _, group in self.columns[1:])]
+    def has_gaps(self) -> bool:
+        """Whether any column compares the translator with its controls."""
+        return any(item.gap for item in self.columns)
+
+    @property
+    def reasons(self) -> list[tuple[str, list[str]]]:
+        """Why scores are missing: each reason with the metrics that it holds for."""
+        found: dict[str, list[str]] = {}
+        for place, column in enumerate(self.columns):
+            for reason in {cell.not_run for row in self.rows if (cell := row.cells[place]) and cell.not_run}:
+                found.setdefault(reason, []).append(column.kind.label)
+        return sorted(found.items())
 
 
 def number(value: float, kind: MetricKind, signed: bool = False) -> str:
@@ -95,22 +123,22 @@ def condition_label(name: str) -> str:
 
 
 def score_table(metrics: Metrics) -> Table:
-    """All layers and each layer beside the null controls, one row for each metric, with gaps."""
+    """All layers and each layer above the null controls, with the gap to the best control under each metric."""
     seeing = [ALL_LAYERS, *metrics.layer_names()]
     controls = [name for name in CONTROL_LABELS if name in metrics.controls]
     controls += sorted(set(metrics.controls) - set(controls))
-    rows = []
-    for key in _metric_keys([*metrics.scores.values(), *metrics.controls.values()]):
-        own = [metrics.scores[name].get(key) for name in seeing]
-        blind = [metrics.controls[name].get(key) for name in controls]
-        best = _best(blind, metric_kind(key))
-        gap = None if best is None else _gap(own[0], blind[best], controls[best], metric_kind(key))
-        rows.append(Row(key, metric_kind(key), [*own, *blind], gap, None if best is None else len(own) + best))
+    scores: dict[str, Mapping[str, Score]] = {**metrics.scores, **metrics.controls}
+    columns = _columns(scores, controls)
     if metrics.distinct:
-        share = MetricKind("distinct descriptions", 1, percent=True)
-        rows.append(Row("distinct", share, [metrics.distinct.get(name) for name in (*seeing, *controls)]))
-    columns = [(name, SEEING) for name in seeing] + [(name, BLIND) for name in controls]
-    return Table(columns, rows)
+        scores = {name: {**scores[name], **_share(metrics, name)} for name in scores}
+        columns.append(Column("distinct", DISTINCT))
+    rows = [_row(anchor("layer", name), name, True, scores, columns) for name in seeing]
+    rows += [_row(anchor("control", name), name, False, scores, columns) for name in controls]
+    return Table("scores", columns, rows, noun=f"{metrics.n_scored} {metrics.things}")
+
+
+def _share(metrics: Metrics, name: str) -> dict[str, Score]:
+    return {"distinct": metrics.distinct[name]} if name in metrics.distinct else {}
 
 
 def novel_table(metrics: Metrics) -> Table | None:
@@ -120,128 +148,59 @@ def novel_table(metrics: Metrics) -> Table | None:
         return None
     names = [name for name in (ALL_LAYERS, *metrics.layer_names(), *CONTROL_LABELS) if name in novel.scores]
     names += sorted(set(novel.scores) - set(names))
-    rows = [
-        Row(key, metric_kind(key), [novel.scores[name].get(key) for name in names])
-        for key in _metric_keys(list(novel.scores.values()))
-    ]
-    groups = [BLIND if name in CONTROL_LABELS else SEEING for name in names]
-    return Table(list(zip(names, groups, strict=True)), rows)
+    columns = _columns(novel.scores, [])
+    rows = [_row(anchor("novel", name), name, name not in CONTROL_LABELS, novel.scores, columns) for name in names]
+    return Table("novel", columns, rows, noun=f"{novel.n} {metrics.things}")
 
 
 def saliency_table(metrics: Metrics) -> Table:
     """One row for each layer, then the baselines; the columns are the scores of maps."""
     layers = ordered_layers((name for name in metrics.saliency if name not in BASELINES), metrics.layers)
     names = [*layers, *(name for name in BASELINES if name in metrics.saliency)]
-    parts = {
+    parts: Scores = {
         name: {key: score for key, score in metrics.saliency[name].items() if isinstance(score, Score)}
         for name in names
     }
-    keys = _metric_keys(list(parts.values()))
-    rows = [Row(name, metric_kind(name), [parts[name].get(key) for key in keys]) for name in names]
-    return Table([(key, "") for key in keys], rows)
+    columns = _columns(parts, [])
+    rows = [_row(anchor("saliency", name), name, name not in BASELINES, parts, columns) for name in names]
+    count = (metrics.model_extra or {}).get("n")
+    return Table("saliency", columns, rows, noun=f"{count} pictures" if isinstance(count, int) else "")
 
 
-def loss_gap(metrics: Metrics) -> float | None:
-    """Nats a token by which shuffled features are worse; None where either loss did not run."""
-    own, shuffled = metrics.scores[ALL_LAYERS].get("loss"), metrics.controls.get("shuffled", {}).get("loss")
-    if own is None or shuffled is None or own.value is None or shuffled.value is None:
-        return None
-    return shuffled.value - own.value
+def _columns(scores: Mapping[str, Mapping[str, Score]], controls: Sequence[str]) -> list[Column]:
+    """The metrics that any condition has, the well-known ones first."""
+    found = {key for part in scores.values() for key in part}
+    keys = [key for key in METRICS if key in found] + sorted(found - set(METRICS))
+    return [_column(key, scores, controls) for key in keys]
 
 
-def noun(metrics: Metrics) -> str:
-    """What the pictures are."""
-    return "demo composites" if "composite" in metrics.data_note.lower() else f"pictures of “{metrics.data}”"
+def _column(key: str, scores: Mapping[str, Mapping[str, Score]], controls: Sequence[str]) -> Column:
+    kind = metric_kind(key)
+    reasons = {part[key].not_run for part in scores.values() if key in part}
+    reason = (reasons.pop() or "") if len(reasons) == 1 else ""
+    best = _best({name: scores[name].get(key) for name in controls}, kind)
+    gap = None if best is None else _gap(scores[ALL_LAYERS].get(key), scores[best][key], best, kind)
+    return Column(key, kind, reason, gap)
 
 
-def summary(metrics: Metrics) -> str:
-    """One sentence in plain words with the run's own numbers."""
-    table = {row.key: row for row in score_table(metrics).rows}
-    parts = []
-    named, cider = table.get("object_accuracy"), table.get("cider")
-    if named and (score := named.cells[0]) and score.value is not None:
-        parts.append(
-            f"it names the object in {with_unit(score.value, named.kind)} {interval(score, named.kind)} of them"
-        )
-    if cider and (score := cider.cells[0]) and score.value is not None:
-        text = f"reaches CIDEr {number(score.value, cider.kind)} {interval(score, cider.kind)}"
-        best = cider.cells[cider.best_control] if cider.best_control is not None else None
-        if best and best.value is not None:
-            text += f" against at most {number(best.value, cider.kind)} for a translator that cannot see"
-        parts.append(text)
-    gap = loss_gap(metrics)
-    if gap is not None:
-        more = "more" if gap < 0 else "less"
-        loss = METRICS["loss"]
-        parts.append(f"spends {number(abs(gap), loss)} nats a token {more} than with shuffled features")
-    said = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "no score ran"
-    return f"On {metrics.n_scored} {noun(metrics)}, described from all layers of a frozen vision model, {said}."
+def _row(
+    address: str, name: str, sees: bool, scores: Mapping[str, Mapping[str, Score]], columns: Sequence[Column]
+) -> Row:
+    return Row(name, address, sees, [scores[name].get(column.key) for column in columns])
 
 
-def banners(metrics: Metrics) -> list[tuple[str, str]]:
-    """What a reader must know before any number: (level, text), level "bad" or "warn"."""
-    found = []
-    if metrics.weights.lower().startswith("random"):
-        found.append(("bad", "weights: random. The vision model was never trained: these numbers describe noise."))
-    if metrics.n_scored != metrics.n_index:
-        found.append(("bad", f"Only {metrics.n_scored} of {metrics.n_index} pictures were scored."))
-    share = metrics.distinct.get(ALL_LAYERS)
-    if share and share.value is not None and share.value < COLLAPSE_SHARE:
-        percent = number(share.value, MetricKind("", 1, percent=True))
-        found.append(("warn", f"Caption collapse: only {percent}\u202f% of the descriptions differ from each other."))
-    gap = loss_gap(metrics)
-    if gap is not None and gap < BLIND_GAP:
-        found.append(
-            (
-                "warn",
-                f"The loss with shuffled features is only {number(gap, MetricKind('', 3))} nats a token higher: "
-                "the descriptions hardly depend on the picture.",
-            )
-        )
-    return found
-
-
-def scores_csv(metrics: Metrics) -> str:
-    """Every score as one tidy line: part, condition, metric, value, low, high, not_run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["part", "condition", "metric", "value", "low", "high", "not_run"])
-    writer.writerows(_tidy(metrics))
-    return text.getvalue()
-
-
-def _tidy(metrics: Metrics) -> Iterator[list[object]]:
-    novel = metrics.novel_objects.scores if metrics.novel_objects else {}
-    parts: dict[str, Mapping[str, Mapping[str, Score | int]]] = {
-        "scores": metrics.scores,
-        "controls": metrics.controls,
-        "distinct": {name: {"distinct": share} for name, share in metrics.distinct.items()},
-        "novel_objects": novel,
-        "saliency": metrics.saliency,
-    }
-    for part, conditions in parts.items():
-        for condition, scores in conditions.items():
-            for key, score in scores.items():
-                if isinstance(score, Score):
-                    yield [part, condition, key, score.value, score.low, score.high, score.not_run]
-
-
-def _metric_keys(parts: Sequence[Mapping[str, Score]]) -> list[str]:
-    found = {key for part in parts for key in part}
-    return [key for key in METRICS if key in found] + sorted(found - set(METRICS))
-
-
-def _best(cells: Sequence[Score | None], kind: MetricKind) -> int | None:
+def _best(cells: Mapping[str, Score | None], kind: MetricKind) -> str | None:
+    """The control that comes nearest to beating the translator."""
     ran = [
-        (-cell.value if kind.lower_is_better else cell.value, position)
-        for position, cell in enumerate(cells)
+        (-cell.value if kind.lower_is_better else cell.value, name)
+        for name, cell in cells.items()
         if cell is not None and cell.value is not None
     ]
     return max(ran, key=lambda pair: pair[0])[1] if ran else None
 
 
-def _gap(own: Score | None, best: Score | None, control: str, kind: MetricKind) -> Gap | None:
-    if own is None or best is None or own.value is None or best.value is None:
+def _gap(own: Score | None, best: Score, control: str, kind: MetricKind) -> Gap | None:
+    if own is None or own.value is None or best.value is None:
         return None
     sign = -1 if kind.lower_is_better else 1
     apart = None

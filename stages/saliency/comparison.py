@@ -13,9 +13,10 @@ from devil_pipe.stages.common.decoding import open_picture
 from devil_pipe.stages.common.progress import track
 from devil_pipe.stages.evaluate.bootstrap import bootstrap_mean
 from devil_pipe.stages.evaluate.run import Trained
-from devil_pipe.stages.extract.backbones import Backbone, load
+from devil_pipe.stages.extract.backbones import Backbone
 from devil_pipe.stages.extract.layers import choose
 from devil_pipe.stages.extract.pictures import Transform
+from devil_pipe.stages.extract.stored import load_stored
 from devil_pipe.stages.prepare.index import read_picture
 from devil_pipe.stages.saliency.config import SaliencyConfig
 from devil_pipe.stages.saliency.faithfulness import Areas, Classifier, areas, order
@@ -100,13 +101,7 @@ def _areas(classifier: Classifier, pixels: Tensor, number: int, values: np.ndarr
 def _classifier(config: SaliencyConfig, trained: Trained) -> tuple[Backbone, Transform]:
     """The backbone with the store's weights and its head. Raises InputError where it has none, or has other weights."""
     identity = trained.card.store
-    weights = "random" if identity.weights.startswith("random:") else config.faithfulness.weights
-    backbone = load(identity.backbone, weights)
-    if backbone.weights != identity.weights:
-        raise InputError(
-            f"saliency.faithfulness.weights: the store was made with weights {identity.weights}, these are "
-            f"{backbone.weights}"
-        )
+    backbone = load_stored(identity, config.faithfulness.weights, "saliency.faithfulness.weights")
     height, width = identity.transform["resize"]
     transform = backbone.spec.transform((height, width))
     if transform.describe() != identity.transform:

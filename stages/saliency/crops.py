@@ -96,7 +96,7 @@ def _texts(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, row: 
     for layer in trained.store.layers:
         grid = torch.from_numpy(trained.store[layer.name].on_grid([row])[0]).float()
         middle = grid[grid.shape[0] // 2, grid.shape[1] // 2][None]
-        said[layer.name] = trained.language_model.write(maps.prefixes(layer, middle), config.max_new_tokens)[0]
+        said[layer.name] = trained.language_model.write(maps.prefixes(layer.name, [middle]), config.max_new_tokens)[0]
     reference = trained.index[row]["captions"][0]
     return said | {WHOLE: whole_description(config, trained, row), REFERENCE: reference}
 

@@ -28,8 +28,10 @@ PINK, GREEN = "#e0218a", "#1a9850"
 LONGEST = 1024  # pixels along a shown picture's longer side
 
 
-def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: Sequence[int]) -> None:
-    """Write gallery.json, the pictures, their overlays and maps.npz under saliency/."""
+def build(
+    config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: Sequence[int], failures: dict[str, Any]
+) -> None:
+    """Write gallery.json (with `failures` as they stand), the pictures, their overlays and maps.npz under saliency/."""
     folder = config.out / "saliency"
     objects = sorted({entry["object"] for entry in trained.index if entry["object"]})
     entries, arrays = [], {}
@@ -37,7 +39,7 @@ def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: 
         random = np.random.default_rng([config.seed, row])
         entry = trained.index[row]
         picture = shown_picture(entry, config.data_dir)
-        shown = folder / "gallery" / f"{number:03d}-{_safe(entry['key'])}.png"
+        shown = folder / "gallery" / f"{number:03d}-{safe_name(entry['key'])}.png"
         with replacing(shown) as partial:
             picture.save(partial, format="PNG", optimize=True)
         markers = _markers(entry, config.data_dir, random)
@@ -65,7 +67,8 @@ def build(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, rows: 
     with replacing(folder / "maps.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     limits = {"low": -scale, "high": scale}
-    write_json(folder / "gallery.json", {"seed": config.seed, "scale": limits, "objects": objects, "pictures": entries})
+    listed = {"seed": config.seed, "scale": limits, "objects": objects, "pictures": entries, "failures": failures}
+    write_json(folder / "gallery.json", listed)
 
 
 def shown_picture(entry: dict[str, Any], data_dir: Path) -> Image.Image:
@@ -90,7 +93,7 @@ def _overlays(folder: Path, item: dict[str, Any], arrays: dict[str, np.ndarray],
         picture = opened.convert("RGB")
     for place, query in enumerate(item["queries"]):
         for layer, values in arrays.items():
-            path = folder / "overlays" / f"{Path(item['picture']).stem}-{place}-{_safe(layer)}.png"
+            path = folder / "overlays" / f"{Path(item['picture']).stem}-{place}-{safe_name(layer)}.png"
             draw(values[place], picture, scale, path)
             query["maps"][layer] = {
                 "overlay": str(path.relative_to(folder)),
@@ -164,11 +167,11 @@ def _descriptions(
             for item in markers
         ]
         stacked = np.stack([features.layers[place][0].numpy(), *[vector.astype(np.float32) for vector in chosen]])
-        texts = model.write(maps.prefixes(layer, torch.from_numpy(stacked)), config.max_new_tokens)
+        texts = model.write(maps.prefixes(layer.name, [torch.from_numpy(stacked)]), config.max_new_tokens)
         said[layer.name] = dict(zip(["whole", *[item["id"] for item in markers]], texts, strict=True))
     return said
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A key as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)

@@ -13,7 +13,7 @@ from devil_pipe.stages.common.progress import log, track, warn
 from devil_pipe.stages.evaluate.bootstrap import bootstrap_mean
 from devil_pipe.stages.evaluate.run import Trained, open_run
 from devil_pipe.stages.prepare.index import read_mask
-from devil_pipe.stages.saliency import gallery
+from devil_pipe.stages.saliency import failures, gallery
 from devil_pipe.stages.saliency.comparison import compare
 from devil_pipe.stages.saliency.config import SaliencyConfig
 from devil_pipe.stages.saliency.crops import best_sizes, told
@@ -45,7 +45,8 @@ def run(config: SaliencyConfig) -> None:
     chosen = [] if why else [rows[place] for place in order]
     if why:
         warn(f"no maps and no gallery: {why}")
-    gallery.build(config, trained, maps, chosen[: config.gallery])
+    worst = failures.build(config, trained, chosen[: config.pictures])
+    gallery.build(config, trained, maps, chosen[: config.gallery], worst)
     masked = [row for row in chosen if trained.index[row]["mask_size"] and trained.index[row]["object"]]
     metrics = _localisation(config, trained, maps, masked[: config.pictures], why)
     if config.faithfulness.pictures:

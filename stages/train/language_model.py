@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from devil_pipe.stages.train.generation import greedy
 from devil_pipe.stages.train.pretrained import KNOWN, embedding_width, read, special_tokens
 from devil_pipe.store.errors import InputError
+
+ROWS = 128
+"""From so many rows on, a product of matrices keeps a processor busy (measured on two cores); logits need no more."""
 
 __all__ = ["KNOWN", "LanguageModel", "cpu_has_bfloat16", "embedding_width", "pick_precision"]
 
@@ -124,25 +128,59 @@ class LanguageModel:
     ) -> Float[Tensor, "batch texts"]:
         """Log-likelihood (nats, summed over its tokens) of each query text right after the prefix.
 
-        The prefix is read once; its keys and values are shared by all texts. Without a prefix: the prior, batch 1.
+        The prefix is read once; its keys and values are shared by all texts, and so are the texts' common beginnings:
+        "a dog" needs nothing that "a dog barks" has not read. Logits are computed where a token is scored, nowhere
+        else. Without a prefix: the prior, batch 1.
         """
         before = self.context(prefix, 1 if prefix is None else len(prefix))
         seen, cache = self._read(before, keep=True)
-        first = self._logits(seen[:, -1:]).log_softmax(dim=-1)
-        scores = []
-        for text in texts:
-            ids = torch.tensor(text, device=self.device)
-            logs = first
-            if len(text) > 1:
-                fed = self.embedding(ids[:-1]).expand(len(before), -1, -1)
-                if cache is None:
-                    more = self._read(torch.cat([before, fed], dim=1))[0][:, before.shape[1] :]
-                else:
-                    more, _ = self._read(fed, cache, keep=True)
-                    cache.crop(1 - len(text))  # negative: how many to take away again
-                logs = torch.cat([first, self._logits(more).log_softmax(dim=-1)], dim=1)
-            scores.append(logs.gather(2, ids.expand(len(before), -1)[..., None]).sum(dim=(1, 2)))
-        return torch.stack(scores, dim=1)
+        ids = [tuple(text) for text in texts]
+        scores = self._nats(seen[:, -1:], [[text[0] for text in ids]])[:, 0]
+        reads = _beginnings(ids)
+        together = max(1, ROWS // len(before))  # few rows leave a processor idle, many need no company
+        for group in (reads[begin : begin + together] for begin in range(0, len(reads), together)):
+            for read_on, places in zip(group, self._read_on(before, cache, group), strict=True):
+                mine = [number for number, text in enumerate(ids) if _home(text, reads) == read_on]
+                # Behind a shorter text any token will do: what is found there is not added.
+                wanted = [[(*ids[number][1:], *read_on)[place] for number in mine] for place in range(len(read_on))]
+                nats = self._nats(places, wanted)
+                for column, number in enumerate(mine):
+                    scores[:, number] += nats[:, : len(ids[number]) - 1, column].sum(dim=1)
+        return scores
+
+    def _read_on(self, before: Tensor, cache: Any, group: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What `_logits` takes, [batch, tokens, _], for each of some texts read on from `before`, all in one batch.
+
+        The cache is left as it was.
+        """
+        batch, count = len(before), len(group)
+        ids, real = self._padded(group)  # padding stands behind, where the causal mask hides it
+        fed = self.embedding(ids).repeat(batch, 1, 1)
+        rows = torch.arange(batch, device=self.device).repeat_interleave(count)
+        if cache is None:
+            seen = self._read(torch.cat([before[rows], fed], dim=1))[0][:, before.shape[1] :]
+        else:
+            if count > 1:
+                cache.reorder_cache(rows)  # beam search's: it takes any rows, so more of them too
+            seen = self._read(fed, cache, keep=True)[0]
+            cache.crop(-ids.shape[1])  # negative: how many to take away again
+            if count > 1:
+                cache.reorder_cache(torch.arange(0, len(rows), count, device=self.device))
+        several = seen.reshape(batch, count, *seen.shape[1:])
+        return [several[:, place, : int(real[place].sum())] for place in range(count)]
+
+    def _nats(
+        self, seen: Float[Tensor, "batch places _"], tokens: Sequence[Sequence[int]]
+    ) -> Float[Tensor, "batch places texts"]:
+        """Log-likelihood of several tokens (so many at each place) as the next one."""
+        ids = torch.tensor(tokens, device=self.device)
+        parts = [
+            self._logits(some).log_softmax(dim=-1).gather(1, wanted)
+            for some, wanted in zip(
+                torch.split(seen.flatten(0, 1), ROWS), torch.split(ids.repeat(len(seen), 1), ROWS), strict=True
+            )
+        ]
+        return torch.cat(parts).reshape(len(seen), *ids.shape)
 
     @torch.inference_mode()
     def write(
@@ -152,13 +190,43 @@ class LanguageModel:
 
         A model's own generation settings (sampling, repetition penalties) play no part.
         """
+        return [self.decode(row) for row in self.write_tokens(prefix, max_new_tokens, batch)]
+
+    @torch.inference_mode()
+    def write_tokens(
+        self, prefix: Float[Tensor, "batch queries width"] | None, max_new_tokens: int, batch: int = 1
+    ) -> list[list[int]]:
+        """The token ids of `write`'s descriptions; one that ended by itself ends in an EOS, and in one alone."""
         before = self.context(prefix, batch if prefix is None else len(prefix))
 
         def step(fed: Tensor, cache: Any) -> tuple[Tensor, Any]:
             seen, cache = self._read(fed, cache, keep=True)
             return self._logits(seen[:, -1]), cache
 
-        return [self.decode(row) for row in greedy(step, self.embedding, before, max_new_tokens, self.eos).tolist()]
+        rows = greedy(step, self.embedding, before, max_new_tokens, self.eos).tolist()
+        return [row[: row.index(self.eos) + 1] if self.eos in row else row for row in rows]
+
+    @torch.inference_mode()
+    def follow(
+        self, prefix: Float[Tensor, "batch queries width"] | None, texts: Sequence[Sequence[int]]
+    ) -> tuple[Float[Tensor, "batch tokens"], Bool[Tensor, "batch tokens"]]:
+        """Each prefix read on through a text of its own: each token's log-likelihood (nats), and if it is likeliest.
+
+        Where all tokens of a text are the likeliest, it is what `write_tokens` writes. Behind a shorter text than the
+        longest stand 0 nats and True. No prefix is the language model alone.
+        """
+        ids, real = self._padded(texts)
+        before = self.context(prefix, len(texts))
+        seen = self._read(torch.cat([before, self.embedding(ids[:, :-1])], dim=1))[0][:, before.shape[1] - 1 :]
+        nats, likeliest = torch.zeros(ids.shape, device=self.device), ~real
+        parts = []
+        for some, wanted in zip(torch.split(seen[real], ROWS), torch.split(ids[real], ROWS), strict=True):
+            logits = self._logits(some)
+            losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+            parts.append((-losses, logits.argmax(dim=-1) == wanted))
+        nats[real] = torch.cat([part[0] for part in parts])
+        likeliest[real] = torch.cat([part[1] for part in parts])
+        return nats, likeliest
 
     def _read(self, embeddings: Tensor, cache: Any = None, *, keep: bool = False) -> tuple[Tensor, Any]:
         """What `_logits` takes, for each place; and with `keep` the cache, where the model has one that can be cut.
@@ -212,6 +280,18 @@ class LanguageModel:
         ids = torch.tensor([[*row, *[self.pad] * (longest - len(row))] for row in rows], device=self.device)
         real = torch.tensor([[place < len(row) for place in range(longest)] for row in rows], device=self.device)
         return ids, real
+
+
+def _beginnings(texts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """What has to be read of some texts: each without its last token, unless another one begins with that."""
+    found = sorted({text[:-1] for text in texts if len(text) > 1})  # each right before what begins with it
+    kept = [one for one, after in zip_longest(found, found[1:], fillvalue=()) if after[: len(one)] != one]
+    return sorted(kept, key=len)  # alike lengths are padded least
+
+
+def _home(text: tuple[int, ...], reads: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Where a text's second and later tokens are scored; None for a text of one token."""
+    return next((read for read in reads if len(text) > 1 and read[: len(text) - 1] == text[:-1]), None)
 
 
 def _can_be_cut(cache: Any) -> bool:

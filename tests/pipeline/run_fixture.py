@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from devil_pipe.pipeline.report.config import ReportConfig
@@ -69,6 +71,37 @@ def gallery_picture(key: str, saliency: Path, **changes: Any) -> dict[str, Any]:
     }
 
 
+def failure(key: str, saliency: Path) -> dict[str, Any]:
+    draw(saliency / f"failures/{key}.png", (30, 60, 200, 255))
+    return {
+        "key": key,
+        "split": "test",
+        "object": "a crowned crane",
+        "reference": "a crowned crane in front of a kitchen",
+        "picture": f"failures/{key}.png",
+        "description": "a crane in front of a chalkboard",
+        "margin": -0.375,
+    }
+
+
+def predictions() -> list[dict[str, Any]]:
+    """Three pictures under two conditions each; the third is of a novel object, where no control ran."""
+    rows = []
+    for row, (key, split, description, named) in enumerate(
+        [
+            ("000000001", "test", "a zebra in front of a lake", True),
+            ("000000002", "test", "a horse on grass", False),
+            ("000000003", "test_novel", "a thing", False),
+        ]
+    ):
+        about = {"row": row, "key": key, "split": split, "references": ["a zebra in front of a lake"]}
+        about |= {"object": "a zebra", "named": named}
+        rows.append(about | {"condition": "all", "description": description, "loss": 1.5 + row / 4})
+        if split == "test":
+            rows.append(about | {"condition": "shuffled", "description": "a violin", "loss": 4.0})
+    return rows
+
+
 def draw(path: Path, colour: tuple[int, int, int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGBA", (4, 4), colour).save(path)
@@ -117,6 +150,7 @@ def build(folder: Path, edit: Callable[[dict[str, Any]], None] | None = None) ->
             "seed": 11,
             "scale": {"low": -4.0, "high": 4.0},
             "pictures": [gallery_picture("000000001", folder / "saliency")],
+            "failures": {"looked": 40, "failed": 9, "pictures": [failure("000000007", folder / "saliency")]},
         },
         "saliency/seconds.json": {"seconds": 31.5},
         "train/summary.json": {
@@ -130,9 +164,13 @@ def build(folder: Path, edit: Callable[[dict[str, Any]], None] | None = None) ->
         "train/log.jsonl": log_lines(),
         "checkpoint/config.yaml": "run: demo\nlearning_rate: 0.001\n",
         "checkpoint/translator.safetensors": "weights",
+        "predictions.parquet": predictions(),
     }
     if edit is not None:
         edit(files)
     for name, value in files.items():
-        put(folder / name, value)
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(value), folder / name)
+        else:
+            put(folder / name, value)
     return ReportConfig(run=RUN, run_dir=folder)

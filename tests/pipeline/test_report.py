@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +113,27 @@ def test_the_page_is_well_formed_and_self_contained(tmp_path: Path) -> None:
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert "http://" not in text
     assert "https://" not in text
-    assert shown.all("script") == []
+    (policy,) = [
+        attrs["content"] for attrs in shown.all("meta") if attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
     assert len(shown.ids) == len(set(shown.ids))
     targets = [attrs["href"] for _, attrs in shown.tags if "href" in attrs]
     assert {target[1:] for target in targets if target.startswith("#")} <= set(shown.ids)
     files = [target for target in targets if not target.startswith("#")] + [i["src"] for i in shown.all("img")]
     assert [name for name in files if not (tmp_path / "report" / name).is_file()] == []
-    assert all("alt" in image and image["loading"] == "lazy" for image in shown.all("img"))
+    assert all(image["alt"] and image["loading"] == "lazy" for image in shown.all("img"))
+    assert all(int(image["width"]) > 0 and int(image["height"]) > 0 for image in shown.all("img"))
+    levels = [int(tag[1]) for tag, _ in shown.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert all("scope" in header for header in shown.all("th"))
-    assert {"picture-000000001", "scores", "gallery", "saliency", "training", "novel", "ran"} <= set(shown.ids)
+    sections = {"scores", "gallery", "saliency", "training", "novel", "ran", "failures", "descriptions"}
+    assert sections <= set(shown.ids)
+    assert {"picture-000000001", "failure-000000007", "layer-stride8", "described-000000002"} <= set(shown.ids)
 
 
 def test_a_zero_has_no_minus() -> None:
@@ -143,13 +159,16 @@ def test_captions_cannot_put_markup_on_the_page(tmp_path: Path) -> None:
         picture["descriptions"]["all"] = attack
         picture["descriptions"]["stride8"] = {"whole": attack, "A": attack, "B": attack}
         picture["queries"][0]["text"] = attack
+        failed = files["saliency/gallery.json"]["failures"]["pictures"][0]
+        failed |= {"object": attack, "reference": attack, "key": attack, "description": attack}
+        files["predictions.parquet"][0] |= {"key": attack, "description": attack, "references": [attack]}
         files["evaluate/metrics.json"] |= {"data_note": attack, "data": attack, "bertscore_settings": attack}
         files["checkpoint/config.yaml"] = attack
 
     shown = page(build(tmp_path, edit))
-    assert shown.all("script") == []
+    assert shown.all("script") == [{}]
     assert not any("onerror" in attrs for _, attrs in shown.tags)
-    assert shown.text.count("<script>alert(1)</script>") > 8
+    assert shown.text.count("<script>alert(1)</script>") > 12
 
 
 @pytest.mark.parametrize(
@@ -176,7 +195,7 @@ def test_a_small_loss_gap_is_warned_of(tmp_path: Path, shuffled: float, warned: 
     def edit(files: dict[str, Any]) -> None:
         files["evaluate/metrics.json"]["controls"]["shuffled"]["loss"]["value"] = shuffled
 
-    assert ("hardly depend on the picture" in page(build(tmp_path, edit)).text) is warned
+    assert ("higher: the descriptions hardly depend on the picture" in page(build(tmp_path, edit)).text) is warned
 
 
 def test_the_same_run_gives_the_same_bytes_and_no_file_of_an_older_report_stays(tmp_path: Path) -> None:
@@ -201,6 +220,8 @@ def test_the_same_run_gives_the_same_bytes_and_no_file_of_an_older_report_stays(
         ("train/summary.json", "devil-pipe train demo"),
         ("train/log.jsonl", "devil-pipe train demo"),
         ("checkpoint/config.yaml", "devil-pipe train demo"),
+        ("predictions.parquet", "devil-pipe evaluate demo"),
+        ("saliency/failures/000000007.png", "devil-pipe saliency demo"),
     ],
 )
 def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path: Path, name: str, command: str) -> None:

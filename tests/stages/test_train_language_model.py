@@ -107,6 +107,17 @@ def test_query_scores_with_a_shared_cache_are_full_forwards(model: LanguageModel
             assert float(found[row, place]) == pytest.approx(log_likelihood(model, before, text), abs=1e-4)
 
 
+def test_queries_of_one_token_alone_need_no_second_reading(model: LanguageModel) -> None:
+    words = model.encode(TEXTS)
+    texts = [words[2], words[2]]
+    assert len(words[2]) == 1
+    prefix = prefixes(model, 2)
+    found = model.query_scores(prefix, texts)
+    for row in range(2):
+        before = torch.cat([embed(model, [model.bos]), prefix[row]])
+        assert found[row].tolist() == pytest.approx([log_likelihood(model, before, words[2])] * 2, abs=1e-4)
+
+
 def test_the_prior_is_the_text_after_bos(model: LanguageModel) -> None:
     texts = model.encode(TEXTS)
     prior = model.query_scores(None, texts)
