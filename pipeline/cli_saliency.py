@@ -93,7 +93,7 @@ def saliency(
         opened = [as_picture(path) for path in given]
         if at is not None:
             for path, picture in zip(given, opened, strict=True):
-                Questions((), (at,)).check(path, picture.size)
+                Questions((), (at,)).check(path, picture.size, "--from-description")
         explainer = open_explainer(
             run,
             translator,

@@ -32,22 +32,22 @@ class Questions:
     places: tuple[Point, ...] = ()
     boxes: tuple[Box, ...] = ()
 
-    def check(self, name: str, size: tuple[int, int]) -> None:
-        """Raise UsageError, which names the picture, for a place or box that is not in it."""
+    def check(self, name: str, size: tuple[int, int], option: str = "--at") -> None:
+        """Raise UsageError, which names the picture and the `option` of places, for a place or box not in it."""
         for at in self.places:
-            _refuse_fractions(at, size)
-            _naming(f"{name}: --at", checked_point, at, size)
+            _refuse_fractions(at, size, option)
+            _naming(f"{name}: {option}", checked_point, at, size)
         for box in self.boxes:
             _naming(f"{name}: --box", checked_box, box, size)
 
 
-def _refuse_fractions(at: Point, size: tuple[int, int]) -> None:
+def _refuse_fractions(at: Point, size: tuple[int, int], option: str) -> None:
     """Places were once fractions of the frame, and 0.5,0.25 would now be the upper left pixel."""
     x, y = at
     if 0 <= x <= 1 and 0 <= y <= 1 and not (x.is_integer() and y.is_integer()):
         raise UsageError(
-            f"--at: expected X,Y in pixels of the picture, got {x:g},{y:g}, which looks like fractions of its "
-            f"{size[0]} × {size[1]} pixels; those would be --at {x * size[0]:.0f},{y * size[1]:.0f}"
+            f"{option}: expected X,Y in pixels of the picture, got {x:g},{y:g}, which looks like fractions of its "
+            f"{size[0]} × {size[1]} pixels; those would be {option} {x * size[0]:.0f},{y * size[1]:.0f}"
         )
 
 

@@ -22,6 +22,7 @@ from devil_pipe.stages.common.decoding import as_rgb, open_picture
 from devil_pipe.stages.common.progress import track
 from devil_pipe.stages.evaluate.run import Trained
 from devil_pipe.stages.extract.backbones import Backbone, load
+from devil_pipe.stages.extract.stored import load_stored
 from devil_pipe.stages.prepare.index import read_picture
 from devil_pipe.stages.saliency.comparison import whole_description
 from devil_pipe.stages.saliency.config import SaliencyConfig
@@ -104,7 +105,8 @@ def _texts(config: SaliencyConfig, trained: Trained, maps: LikelihoodMaps, row: 
 def _scorer(config: SaliencyConfig, trained: Trained) -> Scorer:
     if config.crops.scorer == "clip":
         return ClipScorer(load("clip_rn50", config.crops.weights), trained.language_model.device)
-    return ClassScorer(load(trained.card.store.backbone, config.faithfulness.weights), trained.language_model.device)
+    explained = load_stored(trained.card.store, config.faithfulness.weights, "saliency.faithfulness.weights")
+    return ClassScorer(explained, trained.language_model.device)
 
 
 class ClipScorer:

@@ -181,7 +181,7 @@ def test_the_words_of_a_place_are_looked_for_at_the_layer_that_said_them(
         (["picture.png", "--query", "a dog", "--scale", "0"], 2, "--scale: expected nats above 0"),
         (["picture.png", "--query", "a dog", "--layers", "fin"], 2, "--layers: expected some of fine, coarse, got fin"),
         (["picture.png", "--from-description", "here"], 2, "--from-description: expected X,Y in pixels"),
-        (["picture.png", "--from-description", "200,50"], 2, "picture.png: .*200 × 100 pixels"),
+        (["picture.png", "--from-description", "200,50"], 2, "picture.png: --from-description: .*200 × 100 pixels"),
         (["nothing-of-the-kind"], 2, "configs/runs/nothing-of-the-kind.yaml: no such file"),
     ],
 )
