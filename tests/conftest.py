@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from devil_pipe.stages.common.assets import asset  # noqa: E402
 from devil_pipe.stages.prepare.config import FolderConfig, PrepareConfig  # noqa: E402
 from devil_pipe.stages.prepare.run import run as prepare  # noqa: E402
 from devil_pipe.store.errors import InputError  # noqa: E402
+
+# A shell's background job ignores Ctrl-C, and so would every command that a test starts in it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COLOURS = {"red": (210, 40, 30), "green": (40, 160, 60), "blue": (40, 70, 200), "yellow": (230, 210, 60)}
 SHAPES = ("circle", "square")
