@@ -17,7 +17,8 @@ COLOURS = {"warm-up": "#0b6e4f", "by position": "#0b6e4f", "bag of words": "#c05
 def draw(kept: dict[str, Any], path: Path) -> None:
     """Loss gap, and named objects (or words), against seconds of training; each seed a thin line."""
     mpl.rcParams["svg.hashsalt"] = "warmup"  # else every drawing is another file
-    studies = [name for name in TITLES if any(run["study"] == name for run in kept["runs"].values())]
+    drawn = [run["study"] for run in kept["runs"].values() if len(run["curve"]) > 1]
+    studies = [name for name in TITLES if name in drawn]
     figure, axes = plt.subplots(2, len(studies), figsize=(4.2 * len(studies), 6), squeeze=False, sharex="col")
     for column, study in enumerate(studies):
         runs = [run for run in kept["runs"].values() if run["study"] == study]
@@ -56,7 +57,7 @@ def table(kept: dict[str, Any]) -> list[str]:
         ends = [run["curve"][-1] for run in runs]
         layers = ", ".join(
             f"{name} {_told([end['layers'][name].get('object_accuracy') for end in ends])}"
-            for name in sorted(ends[0]["layers"], key=lambda name: (len(name), name))
+            for name in sorted(ends[0].get("layers", {}), key=lambda name: (len(name), name))
         )
         cells = [
             study, arm, str(len(runs)), " + ".join(str(count) for count in runs[0]["steps"].values()),

@@ -82,9 +82,15 @@ def main() -> None:
             if known and {name: known[name] for name in mine} == mine:
                 continue
             run = _train(_config(given.folder, store, changes, seed), changes, given)
-            run |= {**mine, "seed": seed, "arm": arm, "study": given.arms, "command": " ".join(["python", *sys.argv])}
+            run |= {**mine, "seed": seed, "arm": arm, "study": given.arms, "command": _told(given)}
             _keep(key, run)
             print(f"warmup: {key}: {json.dumps(run['curve'][-1])}", flush=True)
+
+
+def _told(given: argparse.Namespace) -> str:
+    """The command, without where it kept its files."""
+    names = ("arms", "seconds", "aligned", "looks", "seeds", "rows")
+    return " ".join(["python benchmarks/warmup.py", *(f"--{name} {getattr(given, name)}" for name in names)])
 
 
 def _config(folder: Path, store: str, changes: dict[str, Any], seed: int) -> TrainConfig:
@@ -136,7 +142,7 @@ def _train(config: TrainConfig, changes: dict[str, Any], given: argparse.Namespa
             spent += _cpu() - clock
             steps[name] = number + 1
             last = name == "language" and spent >= end
-            while marks and (spent >= marks[0] or last):
+            while marks and (last or (len(marks) > 1 and spent >= marks[0])):  # the last look is at the end, and whole
                 marks.pop(0)
                 curve.append({"seconds": round(spent, 1), "phase": name, **looking.look(whole=last)})
             if spent >= end:

@@ -269,7 +269,8 @@ def test_the_table_pins_everything() -> None:
         "stamps",
         "scenes",
     }
-    assert {name for name, one in table().items() if not one.demo} == {"dinov2_s14_saliency", "en-core-web-sm"}
+    others = {"dinov2_s14_saliency", "en-core-web-sm", "openclipart"}
+    assert {name for name, one in table().items() if not one.demo} == others
     for one in table().values():
         assert all(len(digest) == 64 for digest in (one.sha256, *one.files.values()))
         assert bool(one.files) == (one.kind == "wheel")
