@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from devil_pipe.pipeline import asking
 from devil_pipe.pipeline.plainly import plainly
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ def explain(
     out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="A figure: markers and texts.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a description.")] = 20,
-    weights: Annotated[str | None, typer.Option(help="The backbone's: auto, or a file.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Says that a backbone that is a function may be called.")] = None,
-    language_model: Annotated[str | None, typer.Option(help="Where the language model is, if elsewhere.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="The language model's: auto, float32 or bfloat16.")] = "auto",
+    weights: asking.Weights = None,
+    backbone: asking.Trusted = None,
+    language_model: asking.Elsewhere = None,
+    device: asking.Device = "auto",
+    precision: asking.Precision = "auto",
 ) -> None:
     """Say what a picture, each of its layers, a location and a box encode; the backbone runs on it now.
 
@@ -48,13 +49,12 @@ def explain(
     with plainly():
         from devil_pipe.store.errors import UsageError
 
-        places = [_place(text) for text in at or []]
+        places = [asking.point(text, "--at") for text in at or []]
         boxes = [_box(text) for text in box or []]
         if out is not None and out.suffix.lower() != ".png":
             raise UsageError(f"--out: expected the name of a PNG file, got {out}")
         from rich.console import Console
 
-        from devil_pipe.pipeline.asking import open_explainer
         from devil_pipe.stages.common.progress import log
         from devil_pipe.stages.explain import telling
         from devil_pipe.stages.explain.images import as_picture
@@ -62,14 +62,8 @@ def explain(
         opened = [as_picture(path) for path in pictures]
         for path, picture in zip(pictures, opened, strict=True):
             telling.Questions((), tuple(places), tuple(boxes)).check(str(path), picture.size)
-        explainer = open_explainer(
-            run,
-            translator,
-            weights=weights,
-            backbone=backbone,
-            language_model=language_model,
-            device=device,
-            precision=precision,
+        explainer = asking.open_explainer(
+            run, translator, asking.Parts(weights, backbone, language_model, device, precision)
         )
         asked = _questions(layers, [layer.name for layer in explainer.layers], places, boxes)
         log(telling.note(explainer))
@@ -105,16 +99,6 @@ def _questions(layers: str | None, known: list[str], places: list[Point], boxes:
         if not chosen:
             raise UsageError(f"--layers: expected names of layers separated by commas, got {layers!r}")
     return Questions(tuple(chosen), tuple(places), tuple(boxes))
-
-
-def _place(text: str) -> Point:
-    from devil_pipe.store.errors import UsageError
-
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--at: expected X,Y in pixels of the picture such as 120,80, got {text!r}") from None
-    return x, y
 
 
 def _box(text: str) -> Box:

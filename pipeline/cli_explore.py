@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from devil_pipe.pipeline import asking
 from devil_pipe.pipeline.plainly import plainly
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from devil_pipe.pipeline.explorer.sides import Side
     from devil_pipe.pipeline.explorer.units import Units
     from devil_pipe.stages.explain.explainer import Explainer
-    from devil_pipe.stages.train.language_model import LanguageModel
 
 
 def explore(
@@ -23,11 +23,11 @@ def explore(
     translator: Annotated[
         str | None, typer.Option(help="In place of --run: an exported translator, a folder or a name on the hub.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="The backbone's: auto, or a file.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Says that a backbone that is a function may be called.")] = None,
-    language_model: Annotated[str | None, typer.Option(help="Where the language model is, if elsewhere.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="The language model's: auto, float32 or bfloat16.")] = "auto",
+    weights: asking.Weights = None,
+    backbone: asking.Trusted = None,
+    language_model: asking.Elsewhere = None,
+    device: asking.Device = "auto",
+    precision: asking.Precision = "auto",
     host: Annotated[str, typer.Option(help="The address to answer at; this machine alone can reach the first.")] = (
         "127.0.0.1"
     ),
@@ -49,15 +49,7 @@ def explore(
             raise UsageError("the explorer needs two more packages: pip install 'devil-pipe[explore]'") from None
         with listen(host, port) as opened:
             pictures, units = _data(run) if run is not None else (None, None)
-            first = _side(
-                run,
-                translator,
-                weights=weights,
-                backbone=backbone,
-                language_model=language_model,
-                device=device,
-                precision=precision,
-            )
+            first = _side(run, translator, asking.Parts(weights, backbone, language_model, device, precision))
             sides = [first, *([_beside(compare, first.explainer, device, precision)] if compare else [])]
             try:
                 serve(opened, host, sides, pictures, units, upload * 1_000_000, browser=browser)
@@ -76,35 +68,16 @@ def _beside(run: str, first: Explainer, device: str, precision: str) -> Side:
     card = load(Run(run).train.out / "checkpoint")[1]
     same = first.card.language_model == card.language_model and first.card.prefix_repeats == card.prefix_repeats
     model = first.language_model if same else None
-    return _side(run, None, language_model=model, device=device, precision=precision)
+    return _side(run, None, asking.Parts(language_model=model, device=device, precision=precision))
 
 
-def _side(
-    run: str | None,
-    translator: str | None,
-    *,
-    weights: str | None = None,
-    backbone: str | None = None,
-    language_model: str | LanguageModel | None = None,
-    device: str,
-    precision: str,
-) -> Side:
-    from devil_pipe.pipeline.asking import open_explainer
+def _side(run: str | None, translator: str | None, parts: asking.Parts) -> Side:
     from devil_pipe.pipeline.explorer.sides import Side
     from devil_pipe.stages.common.progress import log
 
     name = run or (Path(translator).name if translator else "demo translator")
     log(f"loading {name}")
-    opened = open_explainer(
-        run,
-        translator,
-        weights=weights,
-        backbone=backbone,
-        language_model=language_model,
-        device=device,
-        precision=precision,
-    )
-    return Side(name, opened)
+    return Side(name, asking.open_explainer(run, translator, parts))
 
 
 def _data(run: str) -> tuple[RunPictures | None, Units | None]:

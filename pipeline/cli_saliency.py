@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from devil_pipe.pipeline import asking
 from devil_pipe.pipeline.plainly import plainly
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ def saliency(
     grid: Annotated[int, typer.Option(min=0, help="Average finer layers to N × N before asking; 0: ask all.")] = 14,
     upsample: Annotated[bool, typer.Option("--upsample", help="Arrays as large as the picture (bilinear).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Priors, extremes and where they are, as JSON.")] = False,
-    weights: Annotated[str | None, typer.Option(help="The backbone's: auto, or a file.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Says that a backbone that is a function may be called.")] = None,
-    language_model: Annotated[str | None, typer.Option(help="Where the language model is, if elsewhere.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="The language model's: auto, float32 or bfloat16.")] = "auto",
+    weights: asking.Weights = None,
+    backbone: asking.Trusted = None,
+    language_model: asking.Elsewhere = None,
+    device: asking.Device = "auto",
+    precision: asking.Precision = "auto",
 ) -> None:
     """Draw where words are likelier than without looking: in pictures of one's own, or as the stage of a run.
 
@@ -76,13 +77,12 @@ def saliency(
             return
         if not given:
             raise UsageError("expected pictures to look for the words in, got none")
-        from devil_pipe.pipeline.asking import open_explainer
         from devil_pipe.pipeline.live_maps import Wanted
         from devil_pipe.stages.explain.images import as_picture
         from devil_pipe.stages.explain.telling import Questions
         from devil_pipe.stages.saliency.overlays import Scale
 
-        at = _place(from_description)
+        at = None if from_description is None else asking.point(from_description, "--from-description")
         if zero not in ("prior", "grey") or (plain and zero == "grey"):
             raise UsageError(f"--zero: expected prior or, without --plain, grey, got {zero!r}")
         white = "a grey picture" if zero == "grey" else "the language model's prior"
@@ -94,14 +94,8 @@ def saliency(
         if at is not None:
             for path, picture in zip(given, opened, strict=True):
                 Questions((), (at,)).check(path, picture.size, "--from-description")
-        explainer = open_explainer(
-            run,
-            translator,
-            weights=weights,
-            backbone=backbone,
-            language_model=language_model,
-            device=device,
-            precision=precision,
+        explainer = asking.open_explainer(
+            run, translator, asking.Parts(weights, backbone, language_model, device, precision)
         )
         chosen = _layers(layers, [layer.name for layer in explainer.layers])
         wanted = Wanted(tuple(query or ()), chosen, colours, at, side, grid, upsample, zero == "grey")
@@ -177,20 +171,6 @@ def _layers(text: str | None, known: list[str]) -> tuple[str, ...]:
     if strange or not chosen:
         raise UsageError(f"--layers: expected some of {', '.join(known)}, got {', '.join(strange) or repr(text)}")
     return tuple(name for name in known if name in chosen)
-
-
-def _place(text: str | None) -> tuple[float, float] | None:
-    from devil_pipe.store.errors import UsageError
-
-    if text is None:
-        return None
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"--from-description: expected X,Y in pixels of the picture such as 120,80, got {text!r}"
-        ) from None
-    return x, y
 
 
 def _smooth(text: str) -> Any:
