@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from devil_pipe.store.errors import InputError
 from .run_fixture import build, failure
 from .test_report import page
 
-STYLE = Path(__file__).parents[2] / "pipeline/report/templates/style.css.j2"
+STYLE = resources.files("devil_pipe.pipeline.report") / "templates/style.css.j2"
 
 
 def test_an_address_is_its_row_s_own_whatever_stands_around_it(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_a_draw_is_of_different_rows_in_their_order_and_changes_with_the_seed() 
 
 
 def colours(theme: str) -> dict[str, str]:
-    block = re.search(rf"set {theme} %}}(.*?){{% endset", STYLE.read_text(), re.DOTALL)
+    block = re.search(rf"set {theme} %}}(.*?){{% endset", STYLE.read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block[1]))
 
