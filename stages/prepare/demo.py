@@ -29,8 +29,10 @@ NOTE = (
     "Demo composites: photographed objects pasted on photographed scenes, captioned from their names. "
     "They are no natural photographs, and scores on them are not comparable with published ones."
 )
+WITH_RENDERS = NOTE.replace("photographed objects", "photographed and rendered objects", 1)
 LICENCES = {
     "objects": "Tux Paint stamps (Debian tuxpaint-stamps-default): GPL-2, some in the public domain",
+    "renders": "Fluent emoji (npm @lobehub/fluent-emoji-3d): MIT",
     "scenes": "Scratch 1.4 backgrounds (Debian scratch, Media/Backgrounds): CC-BY-SA-3.0",
 }
 _BICUBIC = Image.Resampling.BICUBIC
@@ -47,6 +49,7 @@ class Composite:
     """Mode "1", frame × frame: where the object's alpha is above a half."""
     caption: str
     object: str
+    """"": the scene alone."""
     stamp: str
     scene: str
 
@@ -54,13 +57,13 @@ class Composite:
 class Composer:
     """Makes any picture of the demo from its split and number."""
 
-    def __init__(self, config: DemoConfig, seed: int, stamps: Path, scenes: Path) -> None:
+    def __init__(self, config: DemoConfig, seed: int, stamps: Path, scenes: Path, renders: Path | None = None) -> None:
         self.config, self.seed = config, seed
-        self.vocabulary: Vocabulary = read_vocabulary(stamps, config, seed)
+        self.vocabulary: Vocabulary = read_vocabulary(stamps, config, seed, renders)
         self._scenes = _read_scenes(scenes, config.frame)
-        used = sorted({path for paths in self.vocabulary.stamps.values() for path in paths})
+        used = sorted(self.vocabulary.files)
         side = max(_STORED_SIDE, config.frame)
-        self._stamps = {path: _read_stamp(stamps / path, side) for path in used}
+        self._stamps = {name: _read_stamp(self.vocabulary.files[name], side) for name in used}
 
     def compose(self, split: str, number: int) -> Composite:
         """The picture `number` of a split; objects take turns, everything else is drawn."""
@@ -70,8 +73,10 @@ class Composer:
         scene = str(rng.choice(sorted(scenes)))
         stamp = str(rng.choice(self.vocabulary.stamps[name]))
         picture = self._background(scene, rng)
-        thing = self._object(stamp, rng)
         frame = self.config.frame
+        if split == "train" and self.config.empty_scenes and rng.random() < self.config.empty_scenes:
+            return Composite(picture, Image.new("1", (frame, frame)), scenes[scene], "", "", scene)
+        thing = self._object(stamp, rng)
         corner = (
             int(rng.integers(0, frame - thing.width + 1)),
             int(rng.integers(0, frame - thing.height + 1)),
@@ -96,7 +101,14 @@ class Composer:
 
 
 def write_demo(
-    config: DemoConfig, seed: int, folder: Path, *, stamps: Path, scenes: Path, workers: int = 0
+    config: DemoConfig,
+    seed: int,
+    folder: Path,
+    *,
+    stamps: Path,
+    scenes: Path,
+    renders: Path | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Compose the demo and write it to `folder` as tar shards in img2dataset's layout.
 
@@ -106,6 +118,7 @@ def write_demo(
         folder: where 00000.tar … are written.
         stamps: folder of objects, PNGs with alpha and a .txt beside each.
         scenes: folder of backgrounds, JPEGs of the names in `SCENES`.
+        renders: folder of further objects, the WebP files that renders.csv names; None: photographs alone.
         workers: threads; 0: one a core. The bytes written do not depend on it.
 
     Returns:
@@ -114,7 +127,7 @@ def write_demo(
     Raises:
         InputError: too few objects, or a scene that is not there.
     """
-    composer = Composer(config, seed, stamps, scenes)
+    composer = Composer(config, seed, stamps, scenes, renders)
     parts: list[tuple[str, int, int]] = []
     for split in SPLITS:
         count = getattr(config, split)
@@ -139,8 +152,8 @@ def write_demo(
     assert next(made, None) is None, "a picture of no shard"
     vocabulary = composer.vocabulary
     return {
-        "note": NOTE,
-        "licences": LICENCES,
+        "note": WITH_RENDERS if renders else NOTE,
+        "licences": {name: licence for name, licence in LICENCES.items() if renders or name != "renders"},
         "sha256": digests,
         "vocabulary": {
             "seen": list(vocabulary.seen),

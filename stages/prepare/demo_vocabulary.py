@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,7 @@ _LEFT_OUT = ("symbols/", "people/", "seasonal/halloween/grave", "plants/trees/ra
 _NO_NAME = re.compile(
     r"\b(is|are|resembles|it|you|your|put|playing|dancing|means|carries|called|was)\b"
 )  # sentences that tell a fact or a joke
+_RENDERS = "fluent/"  # begins the names of rendered pictures; no folder of stamps is called so
 _SOLID = 200  # an alpha from here on counts as the object
 _MIN_SIDE, _MIN_SOLID = 100, 0.08  # pixels of the longer side; solid share of the stamp
 
@@ -101,7 +105,9 @@ class Vocabulary:
     """Objects with their stamps, and which of them are held out."""
 
     stamps: dict[str, tuple[str, ...]]
-    """Name ("a gorilla") → stamps, paths relative to the stamps' folder."""
+    """Name ("a gorilla") → its pictures: stamps by their path in the stamps' folder, renders as fluent/FILE."""
+    files: Mapping[str, Path]
+    """Where each of these pictures lies."""
     seen: tuple[str, ...]
     novel: tuple[str, ...]
     """Held out: in no picture of train, val or test."""
@@ -111,13 +117,14 @@ class Vocabulary:
         return self.novel if split == "test_novel" else self.seen
 
 
-def read_vocabulary(folder: Path, config: DemoConfig, seed: int) -> Vocabulary:
-    """Choose the objects from the stamps' sentences and pictures.
+def read_vocabulary(folder: Path, config: DemoConfig, seed: int, renders: Path | None = None) -> Vocabulary:
+    """Choose the objects from the stamps' sentences and pictures, and name the renders if their folder is given.
 
     Raises:
-        InputError: fewer objects than are to be held out, and one to train on.
+        InputError: fewer objects than are to be held out, and one to train on; a render that is not there.
     """
     stamps: dict[str, list[str]] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.png"), key=lambda path: path.relative_to(folder).as_posix()):
         relative = path.relative_to(folder).as_posix()
         if relative.startswith(_LEFT_OUT) or "/cartoon/" in relative:
@@ -125,6 +132,10 @@ def read_vocabulary(folder: Path, config: DemoConfig, seed: int) -> Vocabulary:
         name = _sentence_name(path.with_suffix(".txt"))
         if name and len(name.split()) <= config.max_words and _is_photograph(path, config.min_colours):
             stamps.setdefault(name, []).append(relative)
+            files[relative] = path
+    for name, path in _renders(renders) if renders else ():
+        stamps.setdefault(name, []).append(_RENDERS + path.name)
+        files[_RENDERS + path.name] = path
     names = sorted(stamps)
     if len(names) <= config.novel_objects:
         raise InputError(
@@ -133,7 +144,8 @@ def read_vocabulary(folder: Path, config: DemoConfig, seed: int) -> Vocabulary:
         )
     np.random.default_rng(seed).shuffle(names)
     novel, seen = names[: config.novel_objects], names[config.novel_objects :]
-    return Vocabulary({name: tuple(found) for name, found in stamps.items()}, tuple(sorted(seen)), tuple(sorted(novel)))
+    pictures = {name: tuple(found) for name, found in stamps.items()}
+    return Vocabulary(pictures, files, tuple(sorted(seen)), tuple(sorted(novel)))
 
 
 def object_name(sentence: str) -> str | None:
@@ -147,6 +159,16 @@ def object_name(sentence: str) -> str | None:
     if len(name.split()) < 2 or _NO_NAME.search(name):
         return None
     return re.sub(r"^an (?=[^aeiou])", "a ", name)
+
+
+def _renders(folder: Path) -> list[tuple[str, Path]]:
+    """Name and file of every render that renders.csv lists: things, animals, food and people at work."""
+    listed = resources.files(__package__).joinpath("renders.csv").read_text(encoding="utf-8")
+    found = [(row["name"], folder / f"{row['file']}.webp") for row in csv.DictReader(listed.splitlines())]
+    for name, path in found:
+        if not path.is_file():
+            raise InputError(f"expected the picture of {name!r} at {path}, found none: run `devil-pipe assets fluent`")
+    return found
 
 
 def _sentence_name(path: Path) -> str | None:

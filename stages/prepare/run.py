@@ -86,10 +86,12 @@ def _read(config: PrepareConfig) -> Found:
 
 
 def _read_demo(config: PrepareConfig) -> Found:
-    stamps, scenes = asset("stamps"), asset("scenes")
+    stamps, scenes, renders = asset("stamps"), asset("scenes"), asset("fluent") if config.demo.renders else None
     shards = config.out / "shards"
     _clear(shards)
-    notes = write_demo(config.demo, config.seed, shards, stamps=stamps, scenes=scenes, workers=config.workers)
+    notes = write_demo(
+        config.demo, config.seed, shards, stamps=stamps, scenes=scenes, renders=renders, workers=config.workers
+    )
     found = read_webdataset(WebdatasetConfig(shards=shards), config.seed, config.out, config.workers)
     return Found(found.rows, {**found.notes, **notes})
 

@@ -269,12 +269,12 @@ def test_the_table_pins_everything() -> None:
         "stamps",
         "scenes",
     }
-    others = {"dinov2_s14_saliency", "en-core-web-sm", "openclipart"}
+    others = {"dinov2_s14_saliency", "en-core-web-sm", "fluent", "openclipart"}
     assert {name for name, one in table().items() if not one.demo} == others
     for one in table().values():
         assert all(len(digest) == 64 for digest in (one.sha256, *one.files.values()))
         assert bool(one.files) == (one.kind == "wheel")
-        assert bool(one.keep) == (one.kind == "deb")
+        assert bool(one.keep) == (one.kind in ("deb", "npm"))
         assert one.licence
 
 

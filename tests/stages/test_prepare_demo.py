@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,61 @@ def test_the_mask_equals_the_stamps_alpha(tmp_path: Path) -> None:
     mask = np.asarray(made.mask)
     assert np.array_equal(mask, alpha) or np.array_equal(mask, alpha[:, ::-1])
     assert not np.asarray(made.picture)[~mask].any()  # the scene is black
+
+
+def test_some_training_pictures_are_a_scene_alone(material: tuple[Path, Path]) -> None:
+    config = SMALL.model_copy(update={"empty_scenes": 0.5})
+    plain, composer = Composer(SMALL, 0, *material), Composer(config, 0, *material)
+    made = [composer.compose("train", number) for number in range(60)]
+    empty = [one for one in made if not one.object]
+    assert 15 < len(empty) < 45
+    for one in empty:
+        assert one.caption == SCENES["train"][one.scene]
+        assert np.asarray(one.picture).std(axis=(0, 1)).max() < 3  # the scenes are of one colour
+        assert not np.asarray(one.mask).any()
+    assert all(one.caption.startswith(one.object) for one in made if one.object)
+    assert all(composer.compose("test", number).object for number in range(20))
+    assert all(plain.compose("train", number).object for number in range(20))
+
+
+@pytest.fixture
+def renders(tmp_path: Path) -> Path:
+    """A picture for every name of renders.csv, each of one colour of its own."""
+    folder = tmp_path / "renders"
+    folder.mkdir()
+    listed = resources.files("devil_pipe.stages.prepare").joinpath("renders.csv").read_text(encoding="utf-8")
+    for number, line in enumerate(listed.splitlines()[1:]):
+        colour = (number % 256, number // 256, 200, 255)
+        Image.new("RGBA", (16, 16), colour).save(folder / f"{line.rsplit(',', 1)[1]}.webp", lossless=True)
+    return folder
+
+
+def test_renders_stand_beside_the_stamps(material: tuple[Path, Path], renders: Path, tmp_path: Path) -> None:
+    config = SMALL.model_copy(update={"renders": True, "novel_objects": 0, "test_novel": 0, "train": 600})
+    alone = read_vocabulary(material[0], config, 0)
+    both = read_vocabulary(material[0], config, 0, renders)
+    assert set(alone.seen) < set(both.seen)
+    assert set(alone.stamps["a fox"]) < set(both.stamps["a fox"])  # one name, a photograph and a render
+    notes = write_demo(config, 0, tmp_path, stamps=material[0], scenes=material[1], renders=renders)
+    assert "rendered" in notes["note"]
+    assert set(notes["licences"]) == {"objects", "renders", "scenes"}
+    assert "a cat" in notes["vocabulary"]["seen"]
+
+
+def test_every_listed_name_reads_as_a_thing_and_every_file_is_listed_once() -> None:
+    listed = resources.files("devil_pipe.stages.prepare").joinpath("renders.csv").read_text(encoding="utf-8")
+    names, files = zip(*(line.split(",") for line in listed.splitlines()[1:]), strict=True)
+    assert len(set(files)) == len(files)
+    for name in set(names):
+        assert name == name.strip().lower()
+        assert not re.match(r"a [aeio]|an [^aeiho]", name), name
+
+
+def test_a_render_that_is_not_there_is_named(material: tuple[Path, Path], renders: Path) -> None:
+    lost = next(renders.glob("*.webp"))
+    lost.unlink()
+    with pytest.raises(InputError, match=rf"{lost.name}, found none: run `devil-pipe assets fluent`"):
+        read_vocabulary(material[0], SMALL, 0, renders)
 
 
 # webdataset leaves closing its files to the garbage collector.
