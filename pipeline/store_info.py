@@ -169,5 +169,6 @@ def _table(head: tuple[str, ...], cells: Sequence[tuple[str, ...]], console: Con
         table.add_column(name, no_wrap=True)
     for row in cells:
         table.add_row(*map(Text, row))
-    width = console.measure(table).maximum if cells else 80
-    console.print(table, width=max(width, console.width), crop=False, no_wrap=True)
+    wide = Console(highlight=False, width=10_000)  # rich would cut names at the width of the terminal
+    width = wide.measure(table).maximum if cells else console.width
+    Console(highlight=False, width=max(width, console.width)).print(table)

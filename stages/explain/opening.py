@@ -66,7 +66,7 @@ def check_live(module: nn.Module, store: Identity) -> None:
     if store.weights.startswith("random:"):
         warn("the translator was trained on random weights, of which no digest is kept: they are taken as they are")
         return
-    check_weights(store, state_digest(module), "from_module's module, loaded with its weights")
+    check_weights(store, state_digest(module), "load them into the module first")
 
 
 def taps_of(module: nn.Module, store: Identity) -> tuple[Tap, ...]:

@@ -25,14 +25,14 @@ def load_stored(identity: Identity, weights: str = "auto", option: str = "--weig
     if kind == "random" and weights in ("auto", "random"):
         return load(identity.backbone, "random", int(seed))
     backbone = load(identity.backbone, weights)
-    check_weights(identity, backbone.weights, option)
+    check_weights(identity, backbone.weights, f"name their file with {option}")
     return backbone
 
 
-def check_weights(identity: Identity, found: str, option: str = "--weights") -> None:
+def check_weights(identity: Identity, found: str, remedy: str) -> None:
     """Raise InputError, which names both, unless the weights are those that the features were made with."""
     if found != identity.weights:
         raise InputError(
             f"backbone {identity.backbone}: expected the weights that the features were made with, "
-            f"{identity.weights}, got {found}; name their file with {option}"
+            f"{identity.weights}, got {found}; {remedy}"
         )

@@ -34,7 +34,7 @@ INVALID = {4: "not a picture", 5: "not a picture", 6: "no such file"}
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project with pictures `mine` and a finished store of them, `mine`, as the current folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "60")  # narrower than the tables: names come whole all the same
     monkeypatch.setenv("NO_COLOR", "1")
     put_index(KEYS)
     put_store("mine", of_index())
