@@ -185,6 +185,34 @@ def test_a_click_describes_the_place_on_every_layer_of_both_runs(visit: Visit) -
     assert mark["y"] + mark["height"] / 2 == pytest.approx(picture["y"] + picture["height"] * 3 / 4, abs=4)
 
 
+def test_runs_without_a_common_layer_are_paired_from_the_deepest(visit: Visit) -> None:
+    """Two backbones: no column is half empty, and every description names its own layer."""
+    script = """async ([first, second]) => {
+      const { table, layerRows } = await import("/static/words.js");
+      const side = (name, layers) => ({ name, backbone: name, layers: layers.map((name) => ({ name })) });
+      const sides = [side("one", first), side("two", second)];
+      const answers = [first, second].map((layers) => new Map([null, ...layers].map((layer) => [layer, { text: `says ${layer}` }])));
+      const made = table("Whole picture", layerRows(sides), sides, answers, () => {});
+      return [...made.rows].map((row) => [...row.cells].map((cell) => cell.innerText || cell.textContent));
+    }"""
+    page = visit()
+    head, *lines = page.evaluate(script, [["s8", "s16", "s32"], ["block6", "block12"]])
+    assert [cell.split()[0] for cell in head] == ["one", "two"]
+    assert lines == [
+        ["all layerssays null", "all layerssays null"],
+        ["s32says s32", "block12says block12"],
+        ["s16says s16", "block6says block6"],
+        ["s8says s8", ""],
+    ]
+    shared = page.evaluate(script, [["s8", "s16"], ["s16", "s32"]])
+    assert shared[1:] == [
+        ["all layers", "says null", "says null"],
+        ["s8", "says s8", ""],
+        ["s16", "says s16", "says s16"],
+        ["s32", "", "says s32"],
+    ]
+
+
 def test_words_have_a_map_on_every_layer_and_the_scale_recolours_them(visit: Visit) -> None:
     page = visit()
     page.locator("#queries").fill("a dog, a sea lion\na cow, a dog")

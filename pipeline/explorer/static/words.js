@@ -17,6 +17,17 @@ export function layerRows(sides) {
   return [null, ...names];
 }
 
+// The rows of a table: for each side the layer that stands there. Sides without a common layer are paired from the
+// deepest layer down, so that no column is half empty; their cells then name their layers themselves.
+function pairs(rows, sides) {
+  const own = sides.map((side) => rows.filter((row) => row === null || side.layers.some((layer) => layer.name === row)));
+  const apart = sides.length > 1 && !own[0].some((layer) => layer !== null && own[1].includes(layer));
+  if (!apart) return { apart, lines: rows.map((row) => own.map((layers) => (layers.includes(row) ? row : undefined))) };
+  const deepest = own.map((layers) => [...layers.filter((layer) => layer === null), ...layers.filter((layer) => layer !== null).reverse()]);
+  const longest = Math.max(...deepest.map((layers) => layers.length));
+  return { apart, lines: Array.from({ length: longest }, (_, line) => deepest.map((layers) => layers[line])) };
+}
+
 function said(found, hover) {
   if (found === undefined) return make("td", { class: "none" });
   if (found === null) return make("td", { class: "waiting" }, make("span", { class: "wait", ariaLabel: "asking" }));
@@ -43,11 +54,16 @@ function said(found, hover) {
 export function table(caption, rows, sides, answers, hover) {
   const head = sides.length > 1 ? [make("thead", {}, make("tr", {}, make("td"), ...sides.map(columnHead)))] : [];
   const body = make("tbody");
-  for (const layer of rows) {
-    const cells = answers.map((found) => said(found.get(layer), hover));
+  const { apart, lines } = pairs(rows, sides);
+  for (const line of lines) {
+    const cells = line.map((layer, side) => said(layer === undefined ? undefined : answers[side].get(layer), hover));
     if (cells.every((cell) => cell.className === "none")) continue;
-    body.append(make("tr", {}, make("th", { scope: "row", class: layer ? "" : "all" }, layerName(layer)), ...cells));
+    if (apart) cells.forEach((cell, side) => line[side] === undefined || cell.prepend(make("small", { class: "layer" }, layerName(line[side]))));
+    const layer = line.find((name) => name !== undefined);
+    const name = apart ? [] : [make("th", { scope: "row", class: layer ? "" : "all" }, layerName(layer))];
+    body.append(make("tr", {}, ...name, ...cells));
   }
+  if (apart) head[0]?.rows[0].cells[0].remove();
   return make("table", { class: "said" }, make("caption", {}, caption), ...head, body);
 }
 
