@@ -191,7 +191,8 @@ def test_runs_without_a_common_layer_are_paired_from_the_deepest(visit: Visit) -
       const { table, layerRows } = await import("/static/words.js");
       const side = (name, layers) => ({ name, backbone: name, layers: layers.map((name) => ({ name })) });
       const sides = [side("one", first), side("two", second)];
-      const answers = [first, second].map((layers) => new Map([null, ...layers].map((layer) => [layer, { text: `says ${layer}` }])));
+      const says = (layer) => [layer, { text: `says ${layer}` }];
+      const answers = [first, second].map((layers) => new Map([null, ...layers].map(says)));
       const made = table("Whole picture", layerRows(sides), sides, answers, () => {});
       return [...made.rows].map((row) => [...row.cells].map((cell) => cell.innerText || cell.textContent));
     }"""
