@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
 import subprocess
 import tarfile
 from collections import Counter
@@ -18,7 +17,7 @@ from PIL import Image
 
 from devil_pipe.stages.common.assets import asset, fetch
 
-NPM = ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0")
+LABELS = "emojibase-data@17.0.0"
 LONGEST, LEAST, LARGEST, MOST = 9, 64, 4_000_000, 12
 """Words of a caption at most; pixels of the longer side at least, and of a drawing in all; pictures of one caption."""
 _NO_TITLE = re.compile(
@@ -73,16 +72,13 @@ def _clipart() -> Iterator[tuple[str, Path, str]]:
 
 
 def _fluent(folder: Path) -> Iterator[tuple[str, Path, str]]:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise SystemExit("warmup: Fluent's renders come by npm, which is not installed")
-    for package in NPM:
-        subprocess.run([npm, "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    for archive in sorted(folder.glob("*.tgz")):
+    fetch(["fluent"])
+    subprocess.run(["npm", "pack", "--silent", LABELS], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    for archive in sorted(folder.glob("emojibase-data*.tgz")):
         with tarfile.open(archive) as tar:
             tar.extractall(folder / archive.stem, filter="data")
     labels = json.loads(next(folder.glob("emojibase-data*/package/en/data.json")).read_text(encoding="utf-8"))
-    pictures = {path.stem.lower(): path for path in folder.glob("lobehub*/package/assets/*.webp")}
+    pictures = {path.stem.lower(): path for path in asset("fluent").glob("*.webp")}
     for entry in labels:
         code, label = entry["hexcode"].lower(), entry["label"]
         if code in pictures and "regional indicator" not in label and not label.startswith("flag:"):

@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("--aligned", type=float, default=0.45, help="share of it for the warm-up; the demo's settings")
     parser.add_argument("--looks", type=int, default=5, help="points of a curve")
     parser.add_argument("--rows", type=int, default=100, help="validation pictures that are looked at")
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="as in runtime.train"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "devil-pipe-warmup")
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--table", action="store_true")
@@ -79,9 +82,11 @@ def main() -> None:
             key = f"{given.arms}/{arm}/seed{seed}"
             known = _kept().get("runs", {}).get(key)
             mine = {"seconds": given.seconds, "rows": given.rows, "aligned": given.aligned}
-            if known and {name: known[name] for name in mine} == mine:
+            if given.precision != "auto":
+                mine["precision"] = given.precision
+            if known and {name: known.get(name) for name in mine} == mine:
                 continue
-            run = _train(_config(given.folder, store, changes, seed), changes, given)
+            run = _train(_config(given.folder, store, changes, seed, given.precision), changes, given)
             run |= {**mine, "seed": seed, "arm": arm, "study": given.arms, "command": _told(given)}
             _keep(key, run)
             print(f"warmup: {key}: {json.dumps(run['curve'][-1])}", flush=True)
@@ -90,16 +95,22 @@ def main() -> None:
 def _told(given: argparse.Namespace) -> str:
     """The command, without where it kept its files."""
     names = ("arms", "seconds", "aligned", "looks", "seeds", "rows")
+    names += ("precision",) if given.precision != "auto" else ()
     return " ".join(["python benchmarks/warmup.py", *(f"--{name} {getattr(given, name)}" for name in names)])
 
 
-def _config(folder: Path, store: str, changes: dict[str, Any], seed: int) -> TrainConfig:
+def _config(folder: Path, store: str, changes: dict[str, Any], seed: int, precision: str) -> TrainConfig:
     """The small demo's training with an arm's changes; numbers of steps come from the time, later."""
     train: dict[str, Any] = yaml.safe_load((SOURCE / "configs/runs/demo-small.yaml").read_text())["train"]
     warmup = changes.get("warmup", {})
     train["warmup"] = warmup if warmup.get("kind") == "none" else {**train["warmup"], **warmup}
     train |= {key: value for key, value in changes.items() if key not in ("warmup", "lr")}
-    common = {"run": "study", "seed": seed, "validate_every": 10**9, "runtime": {"tracker": "none"}}
+    common = {
+        "run": "study",
+        "seed": seed,
+        "validate_every": 10**9,
+        "runtime": {"tracker": "none", "precision": precision},
+    }
     paths = {"store": str(folder / "stores" / store), "data_dir": folder / "data" / store, "out": folder / "out"}
     return TrainConfig.model_validate({**train, **common, **paths})
 
