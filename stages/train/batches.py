@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from devil_pipe.stages.train.config import DropoutConfig, Order
@@ -138,6 +138,7 @@ class BatchSource:
         self._lengths = np.array([len(example.caption) for example in examples])
         self._shards = np.array([example.row for example in examples]) // store.manifest.shard_rows
         self._per_epoch = -(-len(examples) // batch_size)
+        self._noise = [dropout.noise * spread for spread in spreads(store, examples)] if dropout.noise else []
         self._epochs: dict[int, list[_Planned]] = {}
 
     def members(self, step: int) -> list[Example]:
@@ -191,6 +192,9 @@ class BatchSource:
         if there is not None and len(there) < share.whole:  # of units: what the others see decides what is drawn again
             there = layers_there(self._stored([self.examples[int(number)].row for number in planned.drawn]))
         keep = draw(share.whole, len(stored), self.dropout.layer, generator, there)
+        if self._noise:  # drawn last and for the whole batch, as the masks are
+            noise = [torch.randn(share.whole, len(scale), generator=generator) * scale for scale in self._noise]
+            features = [pooled + other[share.rows] for pooled, other in zip(features, noise, strict=True)]
         return Batch(features, keep[share.rows], [example.caption for example in members], planned.counts)
 
     def _stored(self, rows: list[int]) -> list[Stored]:
@@ -239,6 +243,13 @@ class BatchSource:
         places = [place for place, planned in enumerate(epoch) if planned.window == key[1]]
         rows = {self.examples[int(number)].row for place in places for number in epoch[place].members}
         return Window(key, sorted(rows)), key[0] * self._per_epoch + places[-1] + 1
+
+
+def spreads(store: FeatureStore, examples: Sequence[Example], rows: int = 512) -> list[Float[Tensor, " channels"]]:
+    """The standard deviation of each layer's pooled features over some of the examples, drawn with a fixed seed."""
+    known = sorted({example.row for example in examples})
+    chosen = np.random.default_rng(0).choice(known, min(rows, len(known)), replace=False)
+    return [layer.std(dim=0, correction=0) for layer in whole_features(store, sorted(chosen.tolist())).layers]
 
 
 def layers_there(stored: Sequence[Stored]) -> Bool[Tensor, "batch layers"] | None:

@@ -84,6 +84,12 @@ class DropoutConfig(_Section):
 
     spatial: float = Field(0.5, ge=0, lt=1)
     layer: float = Field(0.5, ge=0, lt=1)
+    noise: float = Field(
+        0.0,
+        ge=0,
+        description="Gaussian noise on pooled features, in standard deviations of the channel; ours, not the paper's: "
+        "against learning few pictures by heart",
+    )
 
 
 class PhaseConfig(_Section):

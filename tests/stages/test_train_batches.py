@@ -113,6 +113,27 @@ def test_a_batch_is_a_function_of_seed_and_step(store: FeatureStore) -> None:
     assert not same(source(store, seed=1).draw(3), forward[3])
 
 
+def test_noise_has_the_asked_spread_and_is_a_function_of_the_step(store: FeatureStore) -> None:
+    plain = [source(store, spatial=0.0, layer=0.5).draw(step) for step in range(200)]
+    noisy = [source(store, spatial=0.0, layer=0.5, noise=0.5).draw(step) for step in (0, 7)]
+    assert same(noisy[1], source(store, spatial=0.0, layer=0.5, noise=0.5).draw(7))
+    assert torch.equal(noisy[0].keep, plain[0].keep)  # what is dropped does not depend on the noise
+    one = source(store, spatial=0.0, layer=0.5, noise=0.5)
+    for layer, spec in enumerate(store.layers):
+        apart = torch.cat([one.draw(step).features[layer] - plain[step].features[layer] for step in range(200)])
+        rows = store[spec.name].torch(slice(0, ROWS)).float().mean(dim=1)
+        assert apart.std(dim=0) / rows.std(dim=0, correction=0) == pytest.approx(0.5, rel=0.15)
+        assert (apart.mean(dim=0) / apart.std(dim=0)).abs().max() < 0.15
+
+
+def test_two_processes_see_the_noise_that_one_sees(store: FeatureStore) -> None:
+    whole = source(store, noise=0.3).draw(2)
+    parts = [source(store, share=(rank, 2), noise=0.3).draw(2) for rank in range(2)]
+    for layer, values in enumerate(whole.features):
+        for rank, part in enumerate(parts):
+            assert torch.equal(part.features[layer], values[rank::2])
+
+
 def test_the_stream_draws_ahead_what_each_step_draws(store: FeatureStore) -> None:
     found = list(source(store).stream(7, 14))
     assert [step for step, _ in found] == list(range(7, 14))
