@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from devil_pipe.pipeline.cli_audit import audit
 from devil_pipe.pipeline.cli_explain import explain
 from devil_pipe.pipeline.cli_explore import explore
 from devil_pipe.pipeline.cli_layers import layers
@@ -17,6 +18,7 @@ from devil_pipe.pipeline.cli_saliency import saliency
 from devil_pipe.pipeline.cli_share import export
 from devil_pipe.pipeline.cli_store import store_app
 from devil_pipe.pipeline.cli_tables import experiment, plan, tables
+from devil_pipe.pipeline.cli_units import units
 from devil_pipe.pipeline.plainly import example, plainly
 
 app = typer.Typer(
@@ -221,6 +223,8 @@ def evaluate(run: Name = None) -> None:
 
 
 app.command(epilog=example('devil-pipe saliency demo; devil-pipe saliency cat.jpg --query "a cat"'))(saliency)
+app.command(epilog=example("devil-pipe units demo --layer s16,s32 --sample 40"))(units)
+app.command(epilog=example("devil-pipe audit demo --only controls,round-trip"))(audit)
 app.command(epilog=example("devil-pipe export demo demo-translator --licence apache-2.0"))(export)
 app.command(epilog=example("devil-pipe explain picture.jpg --at 250,120 --out said.png"))(explain)
 

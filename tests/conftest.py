@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 # The packages that handle arrays. Before the first import of any of them, which must therefore stand below it.
 CHECKED = ["store", "stages.prepare.milan"]
-CHECKED += [f"stages.{stage}" for stage in ("extract", "train", "evaluate", "saliency", "explain")]
+CHECKED += [f"stages.{stage}" for stage in ("extract", "train", "evaluate", "saliency", "explain", "units", "audit")]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # where a float is asked, 0 will do
 install_import_hook([f"devil_pipe.{package}" for package in CHECKED], CHECKER)
 
