@@ -60,7 +60,7 @@ def test_who_sees_passes_every_check(seeing: Audited) -> None:
 def test_who_was_trained_on_other_pictures_features_fails(blind: Audited) -> None:
     report = reported(blind)
     told = {item.check.name: item.measured.demands if item.measured else item.needs for item in report.findings}
-    assert {"controls", "round-trip"} <= set(report.failed), told
+    assert {"controls", "absent-words", "wrong-layer"} <= set(report.failed), told  # few pictures: others may pass
     first = report.findings[0]
     assert first.verdict is Verdict.FAIL, "what failed comes first"
 
