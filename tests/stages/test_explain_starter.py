@@ -55,4 +55,4 @@ def test_it_names_stamps_in_scenes_that_it_never_saw(material: tuple[Path, Path]
         made = composer.compose("test", number)
         said = explainer.describe(made.picture, layer="s32", margin=False).text
         right += namer.right(said, made.object)
-    assert right >= PICTURES // 8
+    assert right >= PICTURES // 4
