@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, NoReturn
 
 import torch
 
@@ -156,7 +156,7 @@ def together(count: int) -> Iterator[None]:
         if count == 1 or not _is_lost(error):
             raise
         if _PARENT in os.environ:
-            raise SystemExit(_LOST) from error
+            _leave()
         raise InputError(
             f"the connection to another process was lost ({str(error).strip().splitlines()[0][:160]}); {GOES_ON}"
         ) from error
@@ -165,6 +165,13 @@ def together(count: int) -> Iterator[None]:
 def _is_lost(error: RuntimeError) -> bool:
     """Gloo's errors come as plain RuntimeErrors that name it."""
     return isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+
+
+def _leave() -> NoReturn:
+    # At once: taken apart at the interpreter's end, a connection that broke may abort the process (SIGABRT).
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(_LOST)
 
 
 def _leave_with_parent() -> None:
