@@ -12,7 +12,8 @@ from devil_pipe.pipeline.plainly import plainly
 if TYPE_CHECKING:
     from devil_pipe.stages.prepare.config import PrepareConfig
 
-_BELONGS = {"captions": "folder", "tsv_val": "tsv", "karpathy": "coco_images", "coco_annotations": "coco_images"}
+_BELONGS = {"captions": "folder", "tsv_val": "tsv"}
+_BELONGS |= dict.fromkeys(("karpathy", "coco_annotations", "coco_instances"), "coco_images")
 
 
 def prepare(
@@ -27,6 +28,9 @@ def prepare(
     coco_images: Annotated[Path | None, typer.Option(help="COCO's pictures: the folder with train2014/ …")] = None,
     coco_annotations: Annotated[
         list[Path] | None, typer.Option(help="captions_train2014.json; the option may be given several times.")
+    ] = None,
+    coco_instances: Annotated[
+        list[Path] | None, typer.Option(help="instances_train2014.json: objects and masks; several times.")
     ] = None,
     karpathy: Annotated[Path | None, typer.Option(help="dataset_coco.json, Karpathy's split.")] = None,
 ) -> None:
@@ -43,6 +47,7 @@ def prepare(
             "tsv_val": tsv_val,
             "coco_images": coco_images,
             "coco_annotations": coco_annotations or None,
+            "coco_instances": coco_instances or None,
             "karpathy": karpathy,
         }
         values = _values(name, {key: value for key, value in given.items() if value is not None})
@@ -77,8 +82,8 @@ def _values(name: str | None, given: dict[str, Any]) -> dict[str, Any]:
         if "coco_annotations" not in given and "karpathy" not in given:
             raise UsageError("expected --coco-annotations, --karpathy or both with --coco-images, got neither")
         section = {"pictures": texts["coco_images"]} | _some(texts, "karpathy")
-        if "coco_annotations" in given:
-            section["annotations"] = [str(path) for path in given["coco_annotations"]]
+        lists = {"annotations": "coco_annotations", "instances": "coco_instances"}
+        section |= {key: texts[option] for key, option in lists.items() if option in given}
         return {"source": "coco", "coco": section}
     if sources:
         section = {"shards": texts.get("shards", f"data/{name}/shards")} | _some(texts, "tsv", "tsv_val")

@@ -136,10 +136,11 @@ class Audited:
     def absent(self, row: int) -> list[str]:
         """Random words for what a picture does not show, always the same for a picture.
 
-        Left out is what its caption names, what is called by the same last word ("a dog", "a brown dog"), and synonyms.
+        Left out is what its captions and its scene name, what is called by the same last word ("a dog", "a brown dog"),
+        and synonyms.
         """
         entry = self.entry(row)
-        there = [bare(entry["object"]), *self.namer.named(" ".join(entry["captions"]))]
+        there = [bare(entry["object"]), *self.namer.named(" . ".join([*entry["captions"], entry["scene"]]))]
         lasts = {name.split()[-1] for name in there if name}
         others = [
             name

@@ -1,27 +1,32 @@
 """COCO's captions: the published JSON files, Karpathy's file of splits, or both. Every caption of a picture is kept.
 
+With the published instances a picture also has an object and its mask.
+
 The published captions_train2014.json holds `images` (id, file_name) and `annotations` (image_id, caption), about five
 for each picture; Karpathy's dataset_coco.json holds `images` (cocoid, filepath, filename, split, sentences with raw).
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from devil_pipe.stages.common.files import replacing
 from devil_pipe.stages.prepare.checks import BrokenError, clean_caption, picture_size, safe_key, split_of
+from devil_pipe.stages.prepare.coco_files import entries, get, read_json
+from devil_pipe.stages.prepare.coco_instances import Shown, read_instances
 from devil_pipe.stages.prepare.config import CocoConfig
-from devil_pipe.stages.prepare.index import Row
+from devil_pipe.stages.prepare.index import MASKS, OK, Row
 from devil_pipe.stages.prepare.sources import Found, in_parallel, inside, stored_path
 from devil_pipe.store.errors import InputError
 
 _OF_FILE = re.compile(r"^captions_((train|val|test)\d*)")
 _SPLITS = ("train", "restval", "val", "test")
-_KINDS = {int: "a whole number", str: "text", list: "a list", dict: "an object"}
 
 
 @dataclass
@@ -35,6 +40,7 @@ class _Picture:
     """The folder it may lie in, inside the folder of pictures: train2014."""
     split: str = ""
     captions: list[str] = field(default_factory=list)
+    shown: Shown | None = None
 
 
 def read_coco(config: CocoConfig, seed: int, out: Path, workers: int) -> Found:
@@ -53,29 +59,59 @@ def read_coco(config: CocoConfig, seed: int, out: Path, workers: int) -> Found:
         pictures = _karpathy(config, annotated)
         notes = {"pictures_outside_karpathy": len(annotated.keys() - pictures.keys())} if annotated else {}
     _check_keys(pictures)
+    if config.instances:
+        notes |= _show(pictures, read_instances(config.instances, seed))
 
-    def index(picture: _Picture) -> Row:
-        return _row(picture, config, seed, out)
+    def index(picture: _Picture) -> tuple[Row, bytes]:
+        row = _row(picture, config, seed, out)
+        return row, _mask(picture, row)
 
-    rows = list(in_parallel(index, list(pictures.values()), workers, "checking pictures", "pictures"))
+    with ExitStack() as stack:
+        masks = None
+        if config.instances:
+            masks = stack.enter_context(stack.enter_context(replacing(out / MASKS)).open("wb"))
+        rows = []
+        for row, mask in in_parallel(index, list(pictures.values()), workers, "checking pictures", "pictures"):
+            place = masks.tell() if masks is not None and mask else 0
+            rows.append(dataclasses.replace(row, mask_offset=place, mask_size=len(mask)))
+            if masks is not None:
+                masks.write(mask)
     return Found(rows, notes)
+
+
+def _show(pictures: Mapping[int, _Picture], shown: Mapping[int, Shown]) -> dict[str, Any]:
+    """Tell pictures what they show. Raises InputError where the files know none of them."""
+    for number, picture in pictures.items():
+        picture.shown = shown.get(number)
+    missing = sum(picture.shown is None for picture in pictures.values())
+    if missing == len(pictures):
+        raise InputError("coco.instances: expected the pictures that the captions are of, found none of them")
+    named = sum(bool(picture.shown and picture.shown.object) for picture in pictures.values())
+    return {"pictures_with_an_object": named, "pictures_without_instances": missing}
+
+
+def _mask(picture: _Picture, row: Row) -> bytes:
+    """The object's mask as a PNG of the picture's size; nothing where there is none."""
+    if picture.shown is None or not picture.shown.object or row.status != OK:
+        return b""
+    return picture.shown.png((row.height, row.width))
 
 
 def _annotated(paths: tuple[Path, ...]) -> dict[int, _Picture]:
     """Image id → picture with its captions, from COCO's own files."""
     found: dict[int, _Picture] = {}
     for path in paths:
-        content = _json(path, "annotations")
+        content = read_json(path, "annotations")
         here: dict[int, _Picture] = {}
         of_file = _OF_FILE.match(path.name)
         folder, split = (of_file[1], of_file[2]) if of_file else ("", "")
-        for where, image in _entries(content, "images", path):
-            number, file = _get(image, "id", int, where), _get(image, "file_name", str, where)
+        for where, image in entries(content, "images", path):
+            number, file = get(image, "id", int, where), get(image, "file_name", str, where)
             if first := found.get(number) or here.get(number):
                 raise InputError(f"{where}: expected each id once, got {number} again, first in {first.where}")
             here[number] = _Picture(where, file, folder, split)
-        for where, annotation in _entries(content, "annotations", path):
-            number, caption = _get(annotation, "image_id", int, where), _get(annotation, "caption", str, where)
+        for where, annotation in entries(content, "annotations", path):
+            number, caption = get(annotation, "image_id", int, where), get(annotation, "caption", str, where)
             if number not in here:
                 raise InputError(f"{where}: expected the image_id of one of the file's images, got {number}")
             here[number].captions.append(caption)
@@ -87,15 +123,15 @@ def _karpathy(config: CocoConfig, annotated: Mapping[int, _Picture]) -> dict[int
     path = config.karpathy
     assert path is not None
     found: dict[int, _Picture] = {}
-    for where, image in _entries(_json(path, "karpathy"), "images", path):
-        number, file = _get(image, "cocoid", int, where), _get(image, "filename", str, where)
+    for where, image in entries(read_json(path, "karpathy"), "images", path):
+        number, file = get(image, "cocoid", int, where), get(image, "filename", str, where)
         if number in found:
             raise InputError(f"{where}: expected each cocoid once, got {number} again, first in {found[number].where}")
-        split = _get(image, "split", str, where)
+        split = get(image, "split", str, where)
         if split not in _SPLITS:
             raise InputError(f"{where}: key 'split': expected one of {', '.join(_SPLITS)}, got {split!r}")
-        folder = _get(image, "filepath", str, where) if "filepath" in image else ""
-        own = [_get(sentence, "raw", str, at) for at, sentence in _entries(image, "sentences", where)]
+        folder = get(image, "filepath", str, where) if "filepath" in image else ""
+        own = [get(sentence, "raw", str, at) for at, sentence in entries(image, "sentences", where)]
         if config.annotations:
             if number not in annotated:
                 raise InputError(
@@ -105,47 +141,6 @@ def _karpathy(config: CocoConfig, annotated: Mapping[int, _Picture]) -> dict[int
             own = annotated[number].captions
         found[number] = _Picture(where, file, folder, config.restval if split == "restval" else split, own)
     return found
-
-
-def _json(path: Path, key: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"coco.{key}: expected a JSON file at {path}, found none")
-    raw = path.read_bytes()
-    try:
-        content = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected UTF-8, got byte 0x{raw[error.start]:02x} at {error.start}: fetch the file again, or "
-            "convert it to UTF-8"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected JSON, got none: {error}; fetch the file again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object with 'images', got {_named(content)}")
-    return content
-
-
-def _entries(content: Mapping[str, Any], key: str, place: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a list, each with the words that name it."""
-    for number, entry in enumerate(_get(content, key, list, str(place))):
-        where = f"{place}, {key}[{number}]"
-        if not isinstance(entry, dict):
-            raise InputError(f"{where}: expected an object, got {_named(entry)}")
-        yield where, entry
-
-
-def _get(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
-    if key not in values:
-        raise InputError(f"{where}: expected a key {key!r}, got {', '.join(list(values)[:8]) or 'none'}")
-    value = values[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{where}: key {key!r}: expected {_KINDS[kind]}, got {_named(value)}")
-    return value
-
-
-def _named(value: Any) -> str:
-    words = json.dumps(value)
-    return words if len(words) < 40 else f"{words[:37]}..."
 
 
 def _key(picture: _Picture) -> str:
@@ -173,6 +168,8 @@ def _row(picture: _Picture, config: CocoConfig, seed: int, out: Path) -> Row:
         if not file.is_file():
             raise BrokenError("no such file")
         known["width"], known["height"] = picture_size(_bytes(file))
+        if picture.shown is not None:
+            known["object"], known["scene"] = picture.shown.object, ", ".join(picture.shown.others)
     except BrokenError as error:
         return Row(**known).broken(str(error))
     return Row(**known)

@@ -152,6 +152,8 @@ class CocoConfig(_SplitSource):
     """dataset_coco.json: split and captions of every picture; with `annotations`, the captions are theirs."""
     restval: Literal["train", "restval"] = "train"
     """The split of the pictures that Karpathy's file calls restval."""
+    instances: tuple[Path, ...] = ()
+    """instances_train2014.json and the like: a named object of each picture, drawn by the seed, and its mask."""
 
     @model_validator(mode="after")
     def _some_captions(self) -> CocoConfig:

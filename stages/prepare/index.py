@@ -19,6 +19,9 @@ from devil_pipe.store.errors import InputError
 
 OK, BROKEN = "ok", "broken"
 
+MASKS = "masks.bin"
+"""In the index's folder: the masks of pictures that are plain files, one PNG after another."""
+
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -62,9 +65,10 @@ class Row:
     object: str = ""
     """What the picture shows, where that is known."""
     scene: str = ""
+    """What else it shows."""
     mask_offset: int = 0
     mask_size: int = 0
-    """The object's mask, a PNG in the same tar; size 0: no mask."""
+    """The object's mask, a PNG in the same tar, or in `MASKS` for a plain file; size 0: no mask."""
 
     def broken(self, reason: str) -> Row:
         """The same row, not to be used, and why."""
@@ -168,7 +172,7 @@ def read_picture(row: Mapping[str, Any], root: Path) -> bytes:
         InputError: the picture's file is gone or shorter than the index says.
     """
     if row["shard"]:
-        return _read_range(row, root, row["offset"], row["size"])
+        return _read_range(row, root / row["shard"], row["offset"], row["size"])
     try:
         return Path(root / row["path"]).read_bytes()
     except OSError as error:
@@ -183,11 +187,10 @@ def read_mask(row: Mapping[str, Any], root: Path) -> bytes | None:
     """
     if not row["mask_size"]:
         return None
-    return _read_range(row, root, row["mask_offset"], row["mask_size"])
+    return _read_range(row, root / (row["shard"] or MASKS), row["mask_offset"], row["mask_size"])
 
 
-def _read_range(row: Mapping[str, Any], root: Path, offset: int, size: int) -> bytes:
-    path = root / row["shard"]
+def _read_range(row: Mapping[str, Any], path: Path, offset: int, size: int) -> bytes:
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -197,7 +200,7 @@ def _read_range(row: Mapping[str, Any], root: Path, offset: int, size: int) -> b
     if len(data) != size:
         raise InputError(
             f"key {row['key']!r}: expected {size} bytes at {offset} of {path}, got {len(data)}: "
-            "the shard changed since it was indexed; run `devil-pipe prepare` again"
+            "the file changed since it was indexed; run `devil-pipe prepare` again"
         )
     return data
 

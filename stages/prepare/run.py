@@ -20,7 +20,7 @@ from devil_pipe.stages.prepare.demo import write_demo
 from devil_pipe.stages.prepare.download import fetch
 from devil_pipe.stages.prepare.folder import read_folder
 from devil_pipe.stages.prepare.img2dataset_layouts import read_img2dataset
-from devil_pipe.stages.prepare.index import OK, index_digest, to_table, write_index
+from devil_pipe.stages.prepare.index import MASKS, OK, index_digest, to_table, write_index
 from devil_pipe.stages.prepare.milan.read import read_milan
 from devil_pipe.stages.prepare.sources import Found
 from devil_pipe.stages.prepare.webdataset import read_webdataset
@@ -35,7 +35,7 @@ def run(config: PrepareConfig) -> None:
     """
     begun = time.monotonic()
     config.out.mkdir(parents=True, exist_ok=True)
-    for name in ("index.parquet", "summary.json"):
+    for name in ("index.parquet", "summary.json", MASKS):
         (config.out / name).unlink(missing_ok=True)
     found = _read(config)
     table = to_table(found.rows)

@@ -162,6 +162,14 @@ def test_absent_words_name_nothing_of_the_picture(seeing: Audited) -> None:
             assert set(absent) == {"a dog", "a cow"}
 
 
+def test_what_stands_beside_the_object_is_not_absent(seeing: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
+    """COCO's pictures show several categories; captions leave most of them out."""
+    row = next(row for row in seeing.shuffled if seeing.entry(row)["object"] == "a sea lion")
+    shown = {**seeing.entry(row), "scene": "a dog"}
+    monkeypatch.setattr(seeing, "entry", lambda _row: shown)
+    assert seeing.absent(row) == ["a cow"]
+
+
 def test_synonyms_are_asked_where_one_of_them_is(seeing: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synonyms, "PAIRS", (("dog", "hound"), ("cow", "cattle"), ("lion", "big cat")))
     measured = synonyms.measure(seeing)

@@ -260,7 +260,7 @@ def test_a_tar_delivered_anew_and_broken(project: Project, dask: DaskProcesses) 
     finally:
         tar.write_bytes(good)
     assert code == 1
-    assert "tars/00002.tar, got 0: the shard changed since it was indexed" in said.splitlines()[-1]
+    assert "tars/00002.tar, got 0: the file changed since it was indexed" in said.splitlines()[-1]
     assert "Traceback" not in said
     project.check_what_counts()
     project.goes_on("--scheduler", dask.address)
