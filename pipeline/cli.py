@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from importlib.metadata import version
@@ -10,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from devil_pipe.pipeline.cli_audit import audit
+from devil_pipe.pipeline.cli_doctor import doctor
 from devil_pipe.pipeline.cli_explain import explain
 from devil_pipe.pipeline.cli_explore import explore
 from devil_pipe.pipeline.cli_layers import layers
+from devil_pipe.pipeline.cli_new import new
 from devil_pipe.pipeline.cli_prepare import prepare
 from devil_pipe.pipeline.cli_saliency import saliency
 from devil_pipe.pipeline.cli_share import export
@@ -28,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     add_completion=False,
-    epilog="The whole chain: [bold]make demo[/bold], or [bold]dvc repro[/bold] once the assets are there.",
+    epilog="The whole chain: [bold]make demo[/bold] in a clone; elsewhere [bold]devil-pipe new[/bold] comes first.",
 )
 
 app.add_typer(store_app)
@@ -52,7 +55,13 @@ def _common(
 ) -> None:
     from devil_pipe.stages.common.progress import Mode, speak
 
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no UTF-8, and a terminal may know ASCII alone
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     speak(Mode.JSON_LINES if log_json else Mode.QUIET if quiet else Mode.HUMAN)
+
+
+app.command(name="new", epilog=example("devil-pipe new my-project"))(new)
 
 
 @app.command(epilog=example("devil-pipe assets"))
@@ -115,7 +124,7 @@ def extract(
 
         values: dict[str, Any] = {}
         if backbone is None:
-            chosen = store or config.first("stores")
+            chosen = config.first("stores") if store is None else store
         else:
             spec(backbone)
             chosen, values = _new_store(backbone, data or config.first("data"), weights, layers, encoding)
@@ -210,7 +219,7 @@ def _this_command(context: typer.Context) -> list[str]:
 def _open(name: str | None) -> Any:
     from devil_pipe.pipeline import config
 
-    return config.Run(name or config.first("runs"))
+    return config.Run(config.first("runs") if name is None else name)
 
 
 @app.command(epilog=example("devil-pipe evaluate demo"))
@@ -240,6 +249,7 @@ def report(run: Name = None) -> None:
         work(_open(run).report)
 
 
+app.command(epilog=example("devil-pipe doctor --only java,stores"))(doctor)
 app.command(name="plan", epilog=example("devil-pipe plan table1"))(plan)
 app.command(name="experiment", epilog=example("devil-pipe experiment demo-table2"))(experiment)
 app.command(name="tables", epilog=example("devil-pipe tables table1 demo-table2 --out tables"))(tables)
@@ -247,7 +257,10 @@ app.command(name="tables", epilog=example("devil-pipe tables table1 demo-table2 
 
 def main() -> None:
     """Entry point of the command `devil-pipe`."""
-    app(prog_name="devil-pipe")
+    try:
+        app(prog_name="devil-pipe")
+    except KeyboardInterrupt:  # before a command began, which says more itself
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ def audit(
     pictures: Annotated[
         int, typer.Option(min=4, help="Asked for maps and descriptions; other checks look at 4 × or ⅓ × as many.")
     ] = 24,
-    seed: Annotated[int, typer.Option(min=0, help="Of the pictures, words, permutations and random weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the pictures, words, permutations and random weights.")
+    ] = 0,
     only: Annotated[str | None, typer.Option(metavar="CHECK,…", help="These checks alone, by name.")] = None,
     random_run: Annotated[
         str | None, typer.Option(metavar="NAME", help="A run like it on the features of random weights.")
@@ -56,7 +58,7 @@ def _config(name: str | None, random_run: str | None, out: Path | None, **given:
     from devil_pipe.pipeline.config import Run, first
     from devil_pipe.stages.audit.config import AuditConfig, RandomRun
 
-    opened = Run(name or first("runs"))
+    opened = Run(first("runs") if name is None else name)
     twin = None
     if random_run is not None:
         other = Run(random_run)

@@ -51,7 +51,7 @@ def prepare(
             "karpathy": karpathy,
         }
         values = _values(name, {key: value for key, value in given.items() if value is not None})
-        chosen = name or config.first("data")
+        chosen = config.first("data") if name is None else name
         if tsv is not None and (config.CONFIGS / "data" / f"{chosen}.yaml").exists():
             run(_with_links(chosen, tsv, tsv_val, shards))
             return

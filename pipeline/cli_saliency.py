@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +90,7 @@ def saliency(
         white = "a grey picture" if zero == "grey" else "the language model's prior"
         colours = Scale(scale if scale is not None else SCALES[per_token], plain, per_token, white)
         side = _smooth(smooth)
-        if not colours.nats > 0:
+        if not 0 < colours.nats < math.inf:
             raise UsageError(f"--scale: expected nats above 0, got {scale:g}")
         opened = [as_picture(path) for path in given]
         if at is not None:
@@ -178,6 +180,6 @@ def _smooth(text: str) -> Any:
 
     if text == "auto":
         return text
-    if text.isdecimal() and (text == "0" or int(text) % 2):
+    if re.fullmatch("0|[0-9]{0,3}[13579]", text):
         return int(text)
     raise UsageError(f"--smooth: expected auto, 0 or an odd number of locations, got {text!r}")

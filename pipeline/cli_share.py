@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -34,5 +33,7 @@ def _licences(summary: Path) -> dict[str, str]:
     """What `devil-pipe prepare` noted of the pictures' licences."""
     if not summary.exists():
         return {}
-    found = json.loads(summary.read_text(encoding="utf-8")).get("licences", {})
-    return {str(part): str(licence) for part, licence in found.items()}
+    from devil_pipe.stages.common.files import read_object
+
+    found = read_object(summary, "run `devil-pipe prepare` again").get("licences", {})
+    return {str(part): str(licence) for part, licence in found.items()} if isinstance(found, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def plan(
         given = pictures_a_second is not None or seconds_a_step is not None
         if given != (measured_on is not None):
             raise UsageError("--measured-on belongs to --pictures-a-second and --seconds-a-step: what gave them?")
-        if any(rate is not None and not rate > 0 for rate in (pictures_a_second, seconds_a_step)):
+        if any(rate is not None and not 0 < rate < math.inf for rate in (pictures_a_second, seconds_a_step)):
             raise UsageError("expected rates above 0")
         from devil_pipe.pipeline.experiments.experiment import Rates, of_table
         from devil_pipe.pipeline.experiments.planning import plan as work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,7 @@ def units(
     quantile: Annotated[float, typer.Option(help="Of a unit's activations: above it lies its mask.")] = 0.99,
     rows: Annotated[int, typer.Option(min=2, help="Scores are taken over so many random pictures at most.")] = 10_000,
     tied: Annotated[float, typer.Option(help="AUC from which on a unit is tied to an object.")] = 0.9,
-    seed: Annotated[int, typer.Option(min=0, help="Of every sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of every sample.")] = 0,
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write exemplars and masks in MILANNOTATIONS' layout.")
     ] = None,
@@ -106,8 +107,8 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f"--units: expected whole numbers from 0, such as 0,5,9, got {text!r}")
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+        raise UsageError(f"--units: expected whole numbers from 0, such as 0,5,9, got {text!r:.80}")
     return tuple(int(part) for part in parts)
 
 

@@ -5,8 +5,10 @@ Each loader returns the configuration of one stage with its paths filled in. Eve
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -22,9 +24,16 @@ from devil_pipe.stages.prepare.config import PrepareConfig
 from devil_pipe.stages.saliency.config import SaliencyConfig, SaliencyRuntime
 from devil_pipe.stages.train.config import TrainConfig, TrainRuntime
 from devil_pipe.store.errors import InputError, UsageError
+from devil_pipe.store.place import plain_file
 
 CONFIGS, DATA, STORES, RUNS = Path("configs"), Path("data"), Path("stores"), Path("runs")
 Config = TypeVar("Config", bound=BaseModel)
+_MOST_VALUES = 100_000  # of a file; the longest shipped one has some hundred
+LARGEST = 1_000_000
+"""Bytes of a configuration; YAML is read at half a megabyte a second, so another file would be read for minutes."""
+
+_SHORT = reprlib.Repr()  # a few lines of aliases can stand for more values than a machine can write down
+_SHORT.maxstring = _SHORT.maxother = 150
 PATHS = {"name", "run", "out", "data_dir"}  # filled in from the file's name, never from its text
 
 
@@ -44,7 +53,7 @@ class RunFile(_Section):
     """One file of configs/runs/: a store, a seed, and what each stage does with them."""
 
     store: str
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     train: dict[str, Any] = {}
     evaluate: dict[str, Any] = {}
     saliency: dict[str, Any] = {}
@@ -86,19 +95,43 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def _check_expanded(value: Any) -> None:
+    """Refuse aliases of aliases that would fill memory once they are written out, as in an error. Raises ValueError."""
+    left, waiting = _MOST_VALUES, [value]
+    while waiting:
+        found = waiting.pop()
+        inside = list(found.values()) if isinstance(found, dict) else found
+        if isinstance(inside, list | tuple | set):
+            left -= len(inside)  # before they are taken in: a long list may hold itself as often as it is long
+            if left < 0:
+                raise ValueError(f"expected at most {_MOST_VALUES} values, aliases written out")
+            waiting.extend(inside)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a mapping. Raises UsageError naming file and line."""
     try:
+        if (size := plain_file(path).stat().st_size) > LARGEST:
+            raise UsageError(f"{path}: expected a configuration of {LARGEST:,} bytes at most, got {size:,}")
         # A SafeLoader: it builds plain values alone.
         value = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        _check_expanded(value)
     except FileNotFoundError:
-        names = ", ".join(sorted(item.stem for item in path.parent.glob("*.yaml"))) or "none"
-        raise UsageError(f"{path}: no such file; {path.parent}/ has: {names}") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        # ValueError: bytes that are no UTF-8, and dates or numbers that YAML allows and Python does not.
-        raise UsageError(f"{path}: expected YAML: {' '.join(str(error).split())}") from error
+        names = sorted(item.stem for item in path.parent.glob("*.yaml"))
+        near = "".join(f"did you mean {name}? " for name in get_close_matches(path.stem, names, 1))
+        where = "" if CONFIGS.is_dir() else "; this folder is no project: `devil-pipe new FOLDER` makes one"
+        listed = f"{path.parent}/ has: {', '.join(names) or 'none'}{where}"
+        raise UsageError(f"{path}: no such file; {near}{listed}") from None
+    except InputError as error:
+        raise UsageError(str(error)) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # bytes that are no UTF-8; tags, dates and numbers on which PyYAML may raise anything
+        said = " ".join(str(error).split()) or type(error).__name__
+        what = "" if isinstance(error, yaml.YAMLError | ValueError | OSError) else f"{type(error).__name__}: "
+        raise UsageError(f"{path}: expected YAML: {what}{said:.500}") from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        found = "nothing" if value is None else "a list" if isinstance(value, list) else f"{value!r:.80}"
+        found = "nothing" if value is None else "a list" if isinstance(value, list) else _SHORT.repr(value)
         raise UsageError(f"{path}: expected keys and values, got {found}")
     return value
 
@@ -118,7 +151,7 @@ def validate(kind: type[Config], values: dict[str, Any], source: Path, inside: s
             elif item["type"] == "value_error":  # our own sentence, which says what it got
                 lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}")
             else:
-                lines.append(f"{key}: {item['msg']}, got {item['input']!r:.200}")
+                lines.append(f"{key}: {item['msg']}, got {_SHORT.repr(item['input'])}")
         raise UsageError(f"{source}: " + "; ".join(lines)) from None
 
 
@@ -249,11 +282,11 @@ def write_config(kind: str, name: str, values: dict[str, Any]) -> Path | None:
 
 @contextmanager
 def kept(kind: str, name: str, values: dict[str, Any]) -> Iterator[None]:
-    """Keep a configuration that the command line gave, so that its name repeats it; wrong input takes it back."""
+    """Keep a configuration of the command line, so that its name repeats it; an error of input or disk undoes that."""
     path = write_config(kind, name, values) if values else None
     try:
         yield
-    except InputError:
+    except (InputError, OSError):  # the command that was mended gives it again
         if path:
             path.unlink()
         raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any
@@ -56,7 +55,7 @@ class Check:
                 f"found shard {record.shard}, rows {record.start} to {record.stop}"
             )
         if wrong := sorted(set(record.files) ^ set(self.arrays)):
-            return f"its arrays are not those of the identity: {', '.join(wrong)}"
+            return f"its arrays are not those of the identity: {_shown(wrong)}"
         if any(row not in rows for row in record.invalid):
             return f"names rows without features beyond {rows.start} to {rows.stop}"
         return None
@@ -96,13 +95,13 @@ class Check:
             found = json.loads(self.place.read([name])[0])
         except FileNotFoundError:
             return "no such file"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"expected JSON: {error}"
         if not isinstance(found, dict):
             return f"expected an object, found {type(found).__name__}"
         keys = _OF_1_0 if self.old and expected["node_type"] == "array" else tuple(expected.keys() | found.keys())
         differ = sorted(key for key in keys if found.get(key) != expected.get(key))
-        return f"is not what the identity says: {', '.join(differ)}" if differ else ""
+        return f"is not what the identity says: {_shown(differ)}" if differ else ""
 
     def markers(self) -> Iterator[Finding]:
         """Markers that are missing, cannot be read, or say something else than the manifest."""
@@ -178,6 +177,8 @@ class Check:
             return f"no such file, expected {record.size} bytes"
         if len(content) != record.size:
             return f"expected {record.size} bytes, found {len(content)}"
+        if array == "valid" and len(content) != self.identity.rows + layout.CRC_BYTES:
+            return f"expected {self.identity.rows + layout.CRC_BYTES} bytes for its rows, found {len(content)}"
         if sha256(content).hexdigest() != record.sha256:
             return "is not what was committed (SHA-256)"
         if array == "key":
@@ -189,7 +190,7 @@ class Check:
     def _keys_fault(self, content: bytes, source: str) -> str:
         try:
             keys = layout.decode_keys(content, source)
-        except (InputError, ValueError, struct.error) as error:
+        except InputError as error:
             return f"cannot be read: {error}"
         if len(keys) != self.identity.rows:
             return f"expected {self.identity.rows} keys, found {len(keys)}"
@@ -213,3 +214,8 @@ class Check:
         what += f"; the index now has {theirs}digest {(self.index or '')[:12]}"
         mend = "`devil-pipe extract` makes the store of the new index beside it; or put the old pictures back"
         yield self._finding("identity", self.header.folder, what, mend=mend)
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Names that a damaged file holds, with nothing in them that a terminal would take for a command."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)

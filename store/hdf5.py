@@ -3,6 +3,9 @@
 The file holds a dataset for each array of the store, [N, places, C], a row a chunk, with Fletcher's checksums; `valid`
 (uint8 [N]), `key` (text [N], where the store has keys) and `.reason` (text [N]: why a row has no features). The root's
 attribute `devil_pipe` is the identity and the rows a shard as JSON. Rows without features read as the fill value.
+
+It is written in the format of HDF5 1.10, whose own records have checksums, and its texts are of fixed length: those of
+variable length lie in a heap without checksums, on which HDF5, damaged, never comes to an end.
 """
 
 from __future__ import annotations
@@ -47,13 +50,14 @@ def export_hdf5(store: FeatureStore, path: Path, *, force: bool = False, advance
     Raises:
         InputError: the file is there, cannot be written, or the store is damaged.
     """
-    if path.is_dir() or (path.exists() and not force):
-        raise InputError(f"{path}: is there already; choose another name, or --force")
+    if path.exists() and not (force and path.is_file()):
+        or_force = "" if force else ", or --force"
+        raise InputError(f"{path}: is there already; choose another name{or_force}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: expected the folder {path.parent}, found none; make it first")
     header = {"identity": store.identity.fields(), "shard_rows": store.manifest.shard_rows}
     with written(path) as (file, check):
-        file.attrs[HEADER] = json.dumps(header, sort_keys=True)
+        file.attrs[HEADER] = np.bytes_(json.dumps(header, sort_keys=True).encode())
         _write_rows(file, store)
         datasets = {array.name: _create(file, store, array) for array in store.identity.arrays}
         for shard in store.manifest.shards:
@@ -102,7 +106,9 @@ def import_hdf5(path: Path, root: Root, *, force: bool = False, advance: Advance
                     raise InputError(f"{path}: {error}") from error
                 advance(len(rows))
             return writer.finalise(keys)
-    except (RuntimeError, KeyError) as error:
+    except InputError:
+        raise
+    except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:  # of HDF5's own wrapper
         raise InputError(f"{path}: cannot be read as HDF5: {error}") from error
     except OSError as error:
         if error.filename is not None:  # a file of the store, which is no fault of the HDF5 file
@@ -169,7 +175,7 @@ def written(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with _Sink(partial) as sink:
-            with h5py.File(sink, "w") as file:
+            with h5py.File(sink, "w", libver=("v110", "v110")) as file:
                 yield file, sink.check
             sink.check()
             os.fsync(sink.fileno())
@@ -209,17 +215,29 @@ def _write_runs(data: h5py.Dataset, rows: Sequence[int], values: np.ndarray) -> 
 
 
 def _write_rows(file: h5py.File, store: FeatureStore) -> None:
-    import h5py
-
-    file.create_dataset("valid", data=store.valid().astype(np.uint8))
+    file.create_dataset("valid", data=store.valid().astype(np.uint8), chunks=(store.rows,), fletcher32=True)
     texts = {REASON: [store.manifest.invalid.get(row, "") for row in range(store.rows)]}
     if "key" in store.manifest.rows:
         texts["key"] = store.keys
     for name, values in texts.items():
         try:
-            file.create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype("utf-8"))
+            write_texts(file, name, values)
         except ValueError as error:
             raise InputError(f"{store.place.show()}: {name}: HDF5 cannot hold a text of it: {error}") from error
+
+
+def write_texts(file: h5py.File, name: str, values: Sequence[str] | Sequence[Sequence[str]]) -> None:
+    """A dataset of texts, as long as the longest, each with a checksum. Raises ValueError for one with a NUL."""
+    import h5py
+
+    found = np.array(values, dtype=object)
+    coded = [text.encode() for text in found.flat]
+    if any(b"\0" in text for text in coded):
+        raise ValueError("a NUL, with which HDF5's texts end")
+    kind = h5py.string_dtype("utf-8", max(1, *map(len, coded)))
+    data = np.array(coded, dtype=kind).reshape(found.shape)
+    chunks = (min(len(data), 4096), *data.shape[1:])
+    file.create_dataset(name, data=data, chunks=chunks, compression="gzip", compression_opts=1, fletcher32=True)
 
 
 def _header(file: h5py.File, path: Path) -> Header:
@@ -227,6 +245,8 @@ def _header(file: h5py.File, path: Path) -> Header:
     if HEADER not in file.attrs:
         raise InputError(f"{path}: expected a file of `devil-pipe store export`: it has no attribute {HEADER}")
     text = file.attrs[HEADER]
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
     if not isinstance(text, str):
         raise InputError(f"{path}: expected text in the attribute {HEADER}, found {type(text).__name__}")
     header = parse_record(Header, text.encode("utf-8", "replace"), f"{path}, attribute {HEADER}")
@@ -275,7 +295,7 @@ def _texts(file: h5py.File, name: str, header: Header, path: Path) -> list[str]:
         raise InputError(f"{path}: {name!r}: expected text, found {data.dtype}")
     try:
         return [item.decode() for item in _read(data, range(header.identity.rows), path)]
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, AttributeError) as error:  # the latter of what is no text after all
         raise InputError(f"{path}: {name!r}: expected UTF-8: {error}") from error
 
 

@@ -104,7 +104,7 @@ class StoredLayer:
             view = self._run(rows)
             return self.stored(rows).maps() if view is None else view
         if isinstance(wanted, str | int | np.integer):
-            row = self.store.row(wanted) if isinstance(wanted, str) else operator.index(wanted)
+            row = self.store.row(wanted) if isinstance(wanted, str) else _number(wanted)
             view = self._run(range(row, row + 1))
             one: np.ndarray = (self.stored([row]).maps() if view is None else view)[0]
             return one
@@ -190,7 +190,7 @@ class StoredLayer:
 
     def _spans(self, array: ArraySpec, rows: Rows) -> list[Span]:
         """Where the chunks of the rows lie, checksum included."""
-        numbers = [operator.index(item) for item in rows]  # which refuses 1.5 and a mask, where int() takes both
+        numbers = [_number(item) for item in rows]
         located = [self._locate(row) for row in numbers]
         spans = []
         names = {number: self.store.file(array.name, number) for number in {shard.shard for shard, _ in located}}
@@ -259,6 +259,13 @@ class StoredLayer:
     def __repr__(self) -> str:
         shown: Any = self.grid or ("units" if self.encoding.reduce == "units" else f"{self.arrays[0].shape[0]} groups")
         return f"<layer {self.spec.name}: {self.store.rows} rows, {shown}, {self.spec.channels} channels>"
+
+
+def _number(item: Any) -> int:
+    """A row's number. TypeError for a fraction, and for a mask, which Python and older NumPys take as 0 and 1."""
+    if isinstance(item, bool | np.bool_):
+        raise TypeError("expected the numbers of rows, got a mask; np.flatnonzero(mask) gives its numbers")
+    return operator.index(item)
 
 
 def _copy(chunks: Sequence[np.ndarray], out: np.ndarray, verify: bool) -> Iterator[tuple[int, str]]:

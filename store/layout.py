@@ -196,12 +196,17 @@ def decode_keys(stored: bytes, source: str) -> list[str]:
     """The keys in the order of rows. Raises InputError where the bytes are not what was written."""
     if not chunk_matches(np.frombuffer(stored, dtype=np.uint8)):
         raise InputError(f"{source}: does not match its checksum")
-    (count,) = struct.unpack_from("<I", stored)
     place, keys = 4, []
-    for _ in range(count):
-        (length,) = struct.unpack_from("<I", stored, place)
-        keys.append(stored[place + 4 : place + 4 + length].decode())
-        place += 4 + length
+    try:
+        (count,) = struct.unpack_from("<I", stored)
+        for _ in range(count):
+            (length,) = struct.unpack_from("<I", stored, place)
+            keys.append(stored[place + 4 : place + 4 + length].decode())
+            place += 4 + length
+    except (struct.error, UnicodeDecodeError) as error:
+        raise InputError(f"{source}: expected a count, then length and UTF-8 of each key: {error}") from error
+    if place != len(stored) - CRC_BYTES:
+        raise InputError(f"{source}: expected its keys to end at byte {len(stored) - CRC_BYTES}, they end at {place}")
     return keys
 
 

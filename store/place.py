@@ -37,6 +37,13 @@ class Span(NamedTuple):
     stop: int
 
 
+def plain_file(path: Path) -> Path:
+    """The path, unless it is a pipe, a socket or a device, which may be read without end. Raises InputError."""
+    if path.is_fifo() or path.is_socket() or path.is_char_device() or path.is_block_device():
+        raise InputError(f"{path}: expected a file, got a pipe, socket or device; save what it gives as a file first")
+    return path
+
+
 class Place(ABC):
     """A root that holds files by name."""
 
@@ -107,7 +114,7 @@ class LocalPlace(Place):
         return str(self.root / name)
 
     def read(self, names: Sequence[str]) -> list[bytes]:
-        return [(self.root / name).read_bytes() for name in names]
+        return [plain_file(self.root / name).read_bytes() for name in names]
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         return [self._size(name) for name in names]
@@ -161,7 +168,7 @@ class LocalPlace(Place):
             if (found := self._maps.get(name)) is not None:
                 self._maps.move_to_end(name)
                 return found
-        with (self.root / name).open("rb") as file:
+        with plain_file(self.root / name).open("rb") as file:
             if os.fstat(file.fileno()).st_size:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 found = mapped, np.frombuffer(mapped, dtype=np.uint8)

@@ -8,6 +8,7 @@ identically.
 from __future__ import annotations
 
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from devil_pipe.store.layer import Rows, StoredLayer
 from devil_pipe.store.place import Place, Root, place
 from devil_pipe.store.schema import Identity, LayerSpec, Manifest, ShardRecord, parse_record
 from devil_pipe.store.writer import MANIFEST
+
+_MANIFEST_AGAIN = "it was damaged: remove it, and `devil-pipe extract` writes it again from the shards' markers"
 
 
 class FeatureStore:
@@ -45,12 +48,17 @@ class FeatureStore:
                 f"{source}: expected a finished store, found none; "
                 f"run `devil-pipe extract {name}`, which goes on where it stopped"
             ) from None
-        self.manifest = parse_record(Manifest, content, source)
+        try:
+            self.manifest = parse_record(Manifest, content, source)
+        except InputError as error:
+            raise InputError(f"{error}; if {_MANIFEST_AGAIN}") from None
         self.identity = self.manifest.identity
         if identity is not None and identity != self.identity:
             lines = "; ".join(identity.differences(self.identity))
             raise InputError(f"{source}: the store is not the one expected (expected against found): {lines}")
+        self._check_sizes()
         self._check_files()
+        self._check_valid()
         self.bad_rows = [sorted(shard.invalid) for shard in self.manifest.shards]
         """The rows without features, by shard."""
 
@@ -58,6 +66,36 @@ class FeatureStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FeatureStore, (self.root, self.identity)
+
+    def _check_sizes(self) -> None:
+        """Whether the manifest's files can hold the manifest's rows: rows are found by it, and it has no checksum."""
+        source, compressed = self.place.show(MANIFEST), self.identity.stored_as.compressed
+        table = layout.index_bytes(self.manifest.shard_rows)
+        for shard in self.manifest.shards:
+            good = shard.stop - shard.start - len(shard.invalid)
+            for array in self.identity.arrays:
+                least = table + good * (layout.CRC_BYTES + (1 if compressed else array.chunk_bytes))
+                found = shard.files[array.name].size
+                if found < least or (found > least and not compressed):
+                    raise InputError(
+                        f"{source}: shard {shard.shard} of {array.name}: expected {'at least ' * compressed}{least} "
+                        f"bytes for {good} rows, the manifest says {found}; {_MANIFEST_AGAIN}"
+                    )
+        valid = self.manifest.rows.get("valid")
+        if valid is not None and valid.size != self.rows + layout.CRC_BYTES:
+            raise InputError(
+                f"{source}: valid: expected {self.rows + layout.CRC_BYTES} bytes for {self.rows} rows, "
+                f"the manifest says {valid.size}; {_MANIFEST_AGAIN}"
+            )
+
+    def _check_valid(self) -> None:
+        """Whether the rows without features are those of the array `valid`: one more or less moves all behind it."""
+        valid = self.manifest.rows.get("valid")
+        if valid is not None and sha256(layout.encode_valid(self.valid())).hexdigest() != valid.sha256:
+            raise InputError(
+                f"{self.place.show(MANIFEST)}: valid: expected the SHA-256 of the rows that have features by the "
+                f"manifest itself, found another; {_MANIFEST_AGAIN}"
+            )
 
     def _check_files(self) -> None:
         wanted = {
@@ -112,7 +150,10 @@ class FeatureStore:
         if "key" not in self.manifest.rows:
             raise InputError(f"{self.place.show()}: holds no keys; take rows by number, or extract again")
         name = f"{self.manifest.folder}/key/c.0"
-        return layout.decode_keys(self.place.read([name])[0], self.place.show(name))
+        keys = layout.decode_keys(self.place.read([name])[0], self.place.show(name))
+        if len(keys) != self.rows:
+            raise InputError(f"{self.place.show(name)}: expected {self.rows} keys, found {len(keys)}")
+        return keys
 
     @cached_property
     def _row_of(self) -> dict[str, int]:

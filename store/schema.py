@@ -18,7 +18,10 @@ from devil_pipe.store.errors import InputError
 Version = Literal["1.0", "1.1", "1.2"]
 SCHEMA_VERSION: Version = "1.2"
 _SINCE_1_1 = ("encoding", "compute")
+_TOLD = 5  # keys that are named, of many that are wrong
 BOUNDS, EXEMPLARS = ".bounds", ".exemplars"
+LONGEST_NAME = 200  # bytes; systems of files take 255, of which the store's own endings need some
+MOST_SHARDS = 1_000_000
 _ENCODING = re.compile(r"(?:(float16|uint8)|(partition|pool):([1-9][0-9]*)|(units))(\+zstd)?")
 
 
@@ -33,6 +36,8 @@ R = TypeVar("R", bound="Record")
 
 def _plain_name(name: str) -> str:
     """A layer's name is a folder's name: one part, no way out of the store, and none of the store's own."""
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"expected a name of at most {LONGEST_NAME} bytes, got {len(name.encode())}: {name[:40]!r} …")
     if not name or name.startswith(".") or any(sign in name for sign in "/\\\0"):
         raise ValueError(f"expected a name without slashes that starts with no dot, got {name!r}")
     if name.endswith((BOUNDS, EXEMPLARS)) or name in ("key", "valid"):
@@ -255,11 +260,13 @@ class Manifest(Record):
         """A reader finds files by these fields alone, so they have to fit together."""
         if self.folder != self.identity.digest[:12]:
             raise ValueError(f"folder: expected {self.identity.digest[:12]}, after the identity, got {self.folder!r}")
-        ranges = shard_ranges(self.identity.rows, self.shard_rows)
-        if [(shard.shard, shard.start, shard.stop) for shard in self.shards] != [
-            (number, rows.start, rows.stop) for number, rows in enumerate(ranges)
+        count = shard_count(self.identity.rows, self.shard_rows)
+        # Counted first: a list of all that a damaged number asks for may be longer than memory.
+        if len(self.shards) != count or [(shard.shard, shard.start, shard.stop) for shard in self.shards] != [
+            (number, rows.start, rows.stop)
+            for number, rows in enumerate(shard_ranges(self.identity.rows, self.shard_rows))
         ]:
-            raise ValueError(f"shards: expected {len(ranges)} that hold rows 0 to {self.identity.rows - 1} in order")
+            raise ValueError(f"shards: expected {count} that hold rows 0 to {self.identity.rows - 1} in order")
         names = {array.name for array in self.identity.arrays}
         for shard in self.shards:
             if set(shard.files) != names:
@@ -287,12 +294,28 @@ def parse_record(kind: type[R], content: bytes, source: str) -> R:
         return kind.model_validate_json(content)
     except (UnicodeDecodeError, ValidationError) as error:
         what = f"{source}: expected a {kind.__name__.lower()} of schema {' or '.join(Version.__args__)}"  # type: ignore[attr-defined]
-        raise InputError(f"{what}: {error}") from error
+        raise InputError(f"{what}: {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """What is wrong with a record, on one line, each key with what was found there."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())[:300]
+    found = error.errors(include_url=False, include_context=False)
+    keys = [".".join(map(str, item["loc"])) or "all of it" for item in found]
+    lines = [f"{key}: {item['msg']}, got {item['input']!r:.80}" for key, item in zip(keys, found, strict=True)]
+    more = f"; and {len(lines) - _TOLD} more" if len(lines) > _TOLD else ""
+    return "; ".join(lines[:_TOLD]) + more
 
 
 def json_bytes(value: Any) -> bytes:
     """A value as JSON: sorted keys, UTF-8, a newline at its end."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def shard_count(rows: int, shard_rows: int) -> int:
+    """How many shards hold so many rows."""
+    return -(-rows // shard_rows)
 
 
 def shard_ranges(rows: int, shard_rows: int) -> list[range]:

@@ -9,12 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from devil_pipe.store import layout
 from devil_pipe.store.errors import InputError
 from devil_pipe.store.place import Place, Root, place
-from devil_pipe.store.schema import Identity, Manifest, Record, ShardRecord, Version, parse_record, shard_ranges
+from devil_pipe.store.schema import (
+    MOST_SHARDS,
+    Identity,
+    Manifest,
+    Record,
+    ShardRecord,
+    Version,
+    parse_record,
+    shard_count,
+    shard_ranges,
+)
 from devil_pipe.store.writer import MANIFEST
 
 _FOLDER = re.compile(r"[0-9a-f]{12}")
@@ -25,6 +35,13 @@ class Header(Record):
 
     identity: Identity
     shard_rows: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _countable(self) -> Header:
+        """Each shard's marker is asked for: a damaged number must not ask for more than there can be."""
+        if (count := shard_count(self.identity.rows, self.shard_rows)) > MOST_SHARDS:
+            raise ValueError(f"shard_rows: expected a store of at most {MOST_SHARDS} shards, got {count}")
+        return self
 
     @cached_property
     def folder(self) -> str:
@@ -96,11 +113,12 @@ class Survey:
         source = self.place.show(name)
         try:
             values = json.loads(self.place.read([name])[0])["attributes"]["devil_pipe"]
+            content = json.dumps(values).encode()
         except FileNotFoundError:
             raise InputError(f"{source}: no such file") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{source}: expected a store's metadata ({type(error).__name__}: {error})") from error
-        header = parse_record(Header, json.dumps(values).encode(), source)
+        header = parse_record(Header, content, source)
         if header.folder != folder:
             raise InputError(f"{source}: is the metadata of another store's folder, {header.folder}")
         return header

@@ -41,6 +41,7 @@ def verify(
     index: str | None = None,
     keys: Sequence[str] | None = None,
     threads: int = 4,
+    share: tuple[int, int] = (0, 1),
     watch: Callable[[int], Callable[[], object]] = lambda _: lambda: None,
 ) -> Report:
     """Read every committed shard file of a store, and all that is said about them.
@@ -50,6 +51,7 @@ def verify(
         index: digest of the picture index that the store should be of.
         keys: the pictures' keys by row.
         threads: shard files that are held in memory at once, each by a thread of its own.
+        share: (rank, processes): of several processes that verify together each reads its part of the shard files.
         watch: told how many shard files there are to read; gives what is called after each.
 
     Raises:
@@ -58,7 +60,7 @@ def verify(
     survey = Survey(root)
     checks = [Check(survey, header, index, keys) for header in survey.current(index)]
     findings = list(_manifest(survey, checks))
-    tasks = [(check, *task) for check in checks for task in check.shard_files()]
+    tasks = [(check, *task) for check in checks for task in check.shard_files()][share[0] :: share[1]]
     advance = watch(len(tasks))
 
     def look(task: tuple[Check, int, ShardFile]) -> list[Finding]:

@@ -109,20 +109,35 @@ class StoreWriter:
         return True
 
     def forget_damaged(self) -> None:
-        """Take away the markers whose files are gone or of another size, so that a marker again says: nothing to do."""
-        marked = self._records()  # first: what another writer commits meanwhile is not damaged
-        for shard in marked.keys() - self._whole().keys():
+        """Take away the markers that cannot be believed, or whose files are gone or of another size.
+
+        From then on a marker again says: nothing to do.
+        """
+        marked = self._marked()  # first: what another writer commits meanwhile is not damaged
+        for shard in set(marked) - self._whole().keys():
             self.place.remove(self.marker(shard))
 
-    def _records(self) -> dict[int, ShardRecord]:
-        """The markers that are there, in order."""
+    def _marked(self) -> list[int]:
+        """The shards that have a marker, in order."""
         markers = [self.marker(shard) for shard in range(len(self.ranges))]
-        there = [shard for shard, size in enumerate(self.place.sizes(markers)) if size is not None]
-        contents = self.place.read([markers[shard] for shard in there])
-        return {
-            shard: parse_record(ShardRecord, content, self.place.show(markers[shard]))
-            for shard, content in zip(there, contents, strict=True)
-        }
+        return [shard for shard, size in enumerate(self.place.sizes(markers)) if size is not None]
+
+    def _records(self) -> dict[int, ShardRecord]:
+        """The markers that are there and can be true of their shards, in order: the others commit nothing."""
+        there = self._marked()
+        contents = self.place.read([self.marker(shard) for shard in there])
+        found = {shard: self._believed(shard, content) for shard, content in zip(there, contents, strict=True)}
+        return {shard: record for shard, record in found.items() if record is not None}
+
+    def _believed(self, shard: int, content: bytes) -> ShardRecord | None:
+        """What a marker says; None where it is damaged or another shard's."""
+        try:
+            record = parse_record(ShardRecord, content, self.place.show(self.marker(shard)))
+        except InputError:
+            return None
+        rows, arrays = self.ranges[shard], {array.name for array in self.identity.arrays}
+        own = (record.shard, record.start, record.stop) == (shard, rows.start, rows.stop)
+        return record if own and set(record.files) == arrays and all(row in rows for row in record.invalid) else None
 
     def write_shard(self, shard: int, arrays: Mapping[str, np.ndarray], invalid: Mapping[int, str]) -> ShardRecord:
         """Write and commit one shard of every array.
@@ -165,7 +180,7 @@ class StoreWriter:
             shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
             raise InputError(
                 f"{self.place.show(self.folder)}: {len(missing)} of {len(self.ranges)} shards "
-                f"are not committed ({shown})"
+                f"are not committed ({shown}); `devil-pipe extract` makes them"
             )
         records = tuple(whole.values())
         manifest = Manifest(
@@ -200,7 +215,7 @@ def _shard_rows(content: bytes, source: str) -> int:
     """Rows a shard of the store whose group metadata this is."""
     try:
         return int(json.loads(content)["attributes"]["devil_pipe"]["shard_rows"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{source}: expected a store's metadata ({error}); remove the file and extract again"
         ) from error

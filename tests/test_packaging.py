@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 SOURCE = Path(__file__).resolve().parents[1]
-ROOMS = ("pipeline", "stages", "store")
+ROOMS = ("configs", "pipeline", "stages", "store")
 LOCKS = ("requirements.lock", "bootstrap.lock")
 
 pytestmark = pytest.mark.tree

@@ -199,7 +199,7 @@ def of_table(table: str) -> list[Experiment]:
     known = _tables_of_files()
     found = [load(name) for name, of in known.items() if of == table] or [load(name) for name in known if name == table]
     if not found:
-        listed = ", ".join(dict.fromkeys(known.values()))
+        listed = ", ".join(dict.fromkeys(known.values())) or "none"
         where = config.CONFIGS / FOLDER
         raise UsageError(f"expected a table or the name of a file in {where}/, got {table!r}; the tables are {listed}")
     order = list(found[0].paper.rows) if found[0].paper else []

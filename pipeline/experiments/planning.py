@@ -13,10 +13,13 @@ from devil_pipe.pipeline.experiments.hours import Hours, hours_of
 from devil_pipe.pipeline.experiments.missing import missing
 from devil_pipe.pipeline.experiments.running import chosen_runs, stages_of
 from devil_pipe.pipeline.experiments.state import State, layers_of, states
+from devil_pipe.stages.common.files import read_object
 from devil_pipe.stages.extract.config import ExtractConfig
 from devil_pipe.stages.extract.estimate import columns, layer_sizes, size
 from devil_pipe.stages.prepare.config import PrepareConfig
+from devil_pipe.store.errors import InputError
 
+AGAIN = "run `devil-pipe prepare` again"
 PUBLISHED_ROWS = {"cc3m": 3_334_173}
 """Links that Conceptual Captions published: 3,318,333 for training, 15,840 for validation; dead ones take no room."""
 
@@ -180,7 +183,10 @@ def _rows_of(data: PrepareConfig) -> tuple[int | None, str]:
     """How many pictures a data set has: as its summary says, as its configuration says, or as was published."""
     path = data.out / "summary.json"
     if path.is_file():
-        return int(json.loads(path.read_text(encoding="utf-8"))["pictures"]), "as prepared"
+        pictures = read_object(path, AGAIN).get("pictures")
+        if not isinstance(pictures, int):
+            raise InputError(f"{path}: pictures: expected a whole number, got {pictures!r:.80}; {AGAIN}")
+        return pictures, "as prepared"
     if data.source == "demo":
         made = data.demo
         return made.train + made.val + made.test + made.test_novel, "as configured"

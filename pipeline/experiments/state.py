@@ -162,7 +162,7 @@ def _same(kind: type[BaseModel], old: object, new: BaseModel) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """A stage's JSON file; None where it is missing or no object, for then the stage is not done."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

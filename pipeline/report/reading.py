@@ -27,13 +27,25 @@ def require(path: Path, stage: str, run: str) -> Path:
     return path
 
 
+def read_text(path: Path, stage: str, run: str) -> str:
+    """Read a text in UTF-8.
+
+    Raises:
+        InputError: the file is missing, or no UTF-8.
+    """
+    try:
+        return require(path, stage, run).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8: {error}. Make it anew with `devil-pipe {stage} {run}`.") from error
+
+
 def read_object(path: Path, stage: str, run: str) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
     Raises:
         InputError: the file is missing, is no JSON, or holds something else than an object.
     """
-    text = require(path, stage, run).read_text(encoding="utf-8")
+    text = read_text(path, stage, run)
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -69,7 +81,7 @@ def read_card(path: Path, run: str) -> dict[str, Any]:
         InputError: the file is missing or no YAML.
     """
     try:
-        card = yaml.safe_load(require(path, "train", run).read_text(encoding="utf-8"))
+        card = yaml.safe_load(read_text(path, "train", run))
     except yaml.YAMLError as error:
         raise InputError(f"{path}: expected YAML: {error}. Make it anew with `devil-pipe train {run}`.") from error
     return card if isinstance(card, dict) else {}
@@ -84,7 +96,7 @@ def read_training_log(path: Path, run: str) -> list[dict[str, Any]]:
         InputError: the file is missing, or a line is not an object with `phase` and a whole `step`.
     """
     last: dict[tuple[str, int, bool], dict[str, Any]] = {}
-    for number, line in enumerate(require(path, "train", run).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "train", run).splitlines(), 1):
         if not line.strip():
             continue
         try:

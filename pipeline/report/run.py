@@ -14,8 +14,9 @@ from devil_pipe.pipeline.report.exports import exports, files, scores_csv
 from devil_pipe.pipeline.report.gallery import read_gallery
 from devil_pipe.pipeline.report.page import Content, render
 from devil_pipe.pipeline.report.predictions import read_predictions
-from devil_pipe.pipeline.report.reading import read_training_log, require
-from devil_pipe.stages.common.files import sha256_file, write_json
+from devil_pipe.pipeline.report.reading import read_text, read_training_log
+from devil_pipe.stages.common.alone import alone
+from devil_pipe.stages.common.files import replacing, sha256_file, write_json
 from devil_pipe.stages.common.progress import log as say
 
 HASHED = ("checkpoint/translator.safetensors", "checkpoint/config.yaml", "predictions.parquet")
@@ -28,7 +29,8 @@ def run(config: ReportConfig) -> None:
     that the folder holds nothing but what the page shows and can be zipped as it is.
 
     Raises:
-        InputError: a file of an earlier stage is missing or malformed; says which command makes it.
+        InputError: a file of an earlier stage is missing or malformed (says which command makes it), or another report
+            of the run is under way.
     """
     run_dir = config.run_dir
     merged = run_metrics.merge(config.run, run_dir)
@@ -39,16 +41,21 @@ def run(config: ReportConfig) -> None:
     }
 
     partial, report = run_dir / ".report.partial", run_dir / "report"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    html = render(content, images.copy(content.gallery, run_dir / "saliency", partial), beside)
-    write_json(run_dir / "metrics.json", merged)
-    shutil.copyfile(run_dir / "metrics.json", partial / "metrics.json")
-    for name, text in {**beside, "index.html": html}.items():
-        (partial / name).parent.mkdir(exist_ok=True)
-        (partial / name).write_text(text, encoding="utf-8")
-    shutil.rmtree(report, ignore_errors=True)
-    partial.rename(report)
+    with alone(run_dir, f"devil-pipe report {config.run}"):  # two at once would take each other's pictures away
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            html = render(content, images.copy(content.gallery, run_dir / "saliency", partial), beside)
+            write_json(partial / "metrics.json", merged)
+            for name, text in {**beside, "index.html": html}.items():
+                (partial / name).parent.mkdir(exist_ok=True)
+                (partial / name).write_text(text, encoding="utf-8")
+            with replacing(run_dir / "metrics.json") as copy:
+                shutil.copyfile(partial / "metrics.json", copy)
+            shutil.rmtree(report, ignore_errors=True)
+            partial.rename(report)
+        finally:  # of a stopped or failed report nothing is left
+            shutil.rmtree(partial, ignore_errors=True)
     say("report written", page=str(report / "index.html"))
 
 
@@ -66,7 +73,7 @@ def _read(config: ReportConfig, merged: dict[str, Any]) -> Content:
         cards=cards(gallery, metrics),
         described=read_predictions(run_dir / "predictions.parquet", config.run),
         log=read_training_log(run_dir / "train" / "log.jsonl", config.run),
-        config_text=require(run_dir / "checkpoint" / "config.yaml", "train", config.run).read_text(encoding="utf-8"),
+        config_text=read_text(run_dir / "checkpoint" / "config.yaml", "train", config.run),
         hashes=_hashes(run_dir, metrics.train.store_identity),
     )
 

@@ -23,7 +23,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from devil_pipe.stages.common.asset_sources import fetch_deb, fetch_npm, fetch_wheel
-from devil_pipe.stages.common.files import sha256_file, write_json
+from devil_pipe.stages.common.files import expanded, sha256_file, write_json
 from devil_pipe.stages.common.progress import log
 from devil_pipe.store.errors import InputError
 
@@ -75,11 +75,14 @@ def table() -> dict[str, Asset]:
 
 
 def cache_dir() -> Path:
-    """The folder that downloads are kept in: $DEVIL_PIPE_CACHE, else the user's cache folder."""
+    """The folder that downloads are kept in: $DEVIL_PIPE_CACHE, else the user's cache folder. Raises InputError."""
     chosen = os.environ.get("DEVIL_PIPE_CACHE", "").strip()
     if chosen:
-        return Path(chosen).expanduser().absolute()
-    return Path(platformdirs.user_cache_dir("devil-pipe"))
+        return expanded(chosen).absolute()
+    usual = Path(platformdirs.user_cache_dir("devil-pipe"))
+    if not usual.is_absolute():  # no HOME, and a user whom the system does not know
+        raise InputError("no home folder is known to keep assets in: set DEVIL_PIPE_CACHE to a folder")
+    return usual
 
 
 def asset(name: str) -> Path:
@@ -97,6 +100,17 @@ def asset(name: str) -> Path:
             f"run `devil-pipe assets{'' if found.demo else f' {name}'}` to fetch it"
         )
     return folder / found.root
+
+
+def fault_of(name: str, *, deep: bool = False) -> str | None:
+    """What keeps an asset from being used, or None: sizes are looked at, or with `deep` digests. Raises InputError."""
+    found = _known(name)
+    return _fault(found, _folder(name, found), deep)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of the cache that an asset lies in, or will. Raises InputError."""
+    return _folder(name, _known(name))
 
 
 def fetch(names: Sequence[str] | None = None) -> None:

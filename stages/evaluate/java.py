@@ -129,12 +129,13 @@ def _ptb_lines(jar: Path, texts: Sequence[str]) -> list[str]:
     if not texts:
         return []
     program = ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
-    done = subprocess.run(
-        [java_home() / "bin" / "java", *_OPTIONS, "-cp", jar, *program],
-        input="".join(f"{text}\n" for text in texts).encode(),
-        capture_output=True,
-        check=False,
-    )
+    with java_on_path() as home:  # which also sets aside a person's own options: two collectors would stop Java
+        done = subprocess.run(
+            [home / "bin" / "java", "-cp", jar, *program],
+            input="".join(f"{text}\n" for text in texts).encode(),
+            capture_output=True,
+            check=False,
+        )
     lines = done.stdout.decode().split("\n")[:-1]
     if done.returncode != 0 or len(lines) != len(texts):
         raise JavaFailure(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -113,9 +114,10 @@ def of_run(run_dir: Path, split: str, *, seed: int, resamples: int = 1000) -> di
     kept = run_dir / "language" / "statistics.json"
     head = {"predictions": sha256_file(path), "split": split, "seed": seed, "resamples": resamples}
     if kept.is_file():
-        found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if {key: found.get(key) for key in head} == head:
-            return found
+        with suppress(ValueError, AttributeError):  # what cannot be read is counted anew
+            found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+            if {key: found.get(key) for key in head} == head:
+                return found
     tagger = load_tagger()
     table = pq.read_table(path, columns=["split", "condition", "description", "references"])
     table = table.filter(pc.equal(table["split"], split))

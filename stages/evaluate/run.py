@@ -238,7 +238,7 @@ def _earlier_seconds(config: EvaluateConfig) -> dict[str, float]:
     """What the stages before a run took, where they said so; the report sums the chain up."""
     found: dict[str, float] = {}
     for folder in (place(config.data_dir), place(config.store)):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError, TypeError):  # the scores are worth more than these seconds
             found |= json.loads(folder.read(["seconds.json"])[0])
     return found
 

@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from devil_pipe.stages.common.decoding import MOST_PIXELS, PictureError, as_rgb, open_picture
+from devil_pipe.stages.common.files import expanded
 from devil_pipe.store.errors import InputError
+from devil_pipe.store.place import plain_file
 
 Picture: TypeAlias = Image.Image | str | Path | np.ndarray | Tensor
 """A PIL image of any mode; a file; a uint8 array [height, width] or [height, width, 3 or 4]; a tensor
@@ -32,7 +34,7 @@ def as_picture(image: Picture, name: str = "picture") -> Image.Image:
     try:
         if isinstance(image, str | Path):
             name = str(image)
-            return open_picture(Path(image).expanduser().read_bytes())
+            return open_picture(plain_file(expanded(image)).read_bytes())
         if isinstance(image, Image.Image):
             return _of_pillow(image)
     except PictureError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from pathlib import Path
 
+from devil_pipe.stages.common.alone import alone
 from devil_pipe.stages.common.files import write_json
 from devil_pipe.stages.common.progress import bar, log, warn
 from devil_pipe.stages.extract.config import ExtractConfig
@@ -18,8 +21,14 @@ def run(config: ExtractConfig) -> None:
     """Fill the store: only shards that are not committed are computed, so a stopped run goes on where it was.
 
     Raises:
-        InputError: index, weights or pictures that cannot be used.
+        InputError: index, weights or pictures that cannot be used; another command at work on the same store.
     """
+    local = "://" not in config.location
+    with alone(Path(config.location), f"devil-pipe extract {config.name}") if local else nullcontext():
+        _run(config)
+
+
+def _run(config: ExtractConfig) -> None:
     begun = time.monotonic()
     worker = Worker(config)
     writer, identity = worker.writer, worker.identity

@@ -22,7 +22,7 @@ from devil_pipe.stages.prepare.coco_files import entries, get, read_json
 from devil_pipe.stages.prepare.coco_instances import Shown, read_instances
 from devil_pipe.stages.prepare.config import CocoConfig
 from devil_pipe.stages.prepare.index import MASKS, OK, Row
-from devil_pipe.stages.prepare.sources import Found, in_parallel, inside, stored_path
+from devil_pipe.stages.prepare.sources import Found, in_parallel, inside, is_there, stored_path
 from devil_pipe.store.errors import InputError
 
 _OF_FILE = re.compile(r"^captions_((train|val|test)\d*)")
@@ -165,7 +165,7 @@ def _row(picture: _Picture, config: CocoConfig, seed: int, out: Path) -> Row:
         if not picture.captions:
             raise BrokenError("no caption")
         known["captions"] = tuple(clean_caption(caption) for caption in picture.captions)
-        if not file.is_file():
+        if not is_there(file):
             raise BrokenError("no such file")
         known["width"], known["height"] = picture_size(_bytes(file))
         if picture.shown is not None:
@@ -180,7 +180,7 @@ def _file(picture: _Picture, pictures: Path) -> Path:
     found = pictures / inside(picture.where, picture.file, pictures, "file_name")
     if picture.folder:
         nested = pictures / inside(picture.where, f"{picture.folder}/{picture.file}", pictures, "file_name")
-        return nested if nested.is_file() or not found.is_file() else found
+        return nested if is_there(nested) or not is_there(found) else found
     return found
 
 

@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from devil_pipe.stages.prepare.checks import BrokenError, clean_caption, picture_size, safe_key, split_of
 from devil_pipe.stages.prepare.config import FolderConfig
 from devil_pipe.stages.prepare.index import Row
-from devil_pipe.stages.prepare.sources import Found, in_parallel, inside, stored_path
+from devil_pipe.stages.prepare.sources import Found, in_parallel, inside, is_there, stored_path
 from devil_pipe.store.errors import InputError
 
 PICTURE_SUFFIXES = frozenset(
@@ -50,6 +50,8 @@ def read_folder(config: FolderConfig, seed: int, out: Path, workers: int) -> Fou
         raise InputError(f"folder.pictures: expected a folder at {config.pictures}, found none")
     pictures = sorted(_pictures(config.pictures))
     entries = _named(config) if config.captions else [_beside(config.pictures, path) for path in pictures]
+    if not entries and config.captions:
+        raise InputError(f"{config.captions}: expected a picture and its caption on each line, found no line")
     if not entries:
         raise InputError(f"folder.pictures: expected pictures in {config.pictures}, found none")
     _check_keys(entries)
@@ -64,7 +66,7 @@ def read_folder(config: FolderConfig, seed: int, out: Path, workers: int) -> Fou
 
 def _pictures(folder: Path) -> Iterator[Path]:
     walked: set[str] = set()
-    for top, folders, files in os.walk(folder, followlinks=True):
+    for top, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         folders.sort()
         if os.path.realpath(top) in walked:  # a link back to a folder above would be walked without end
             folders.clear()
@@ -73,6 +75,11 @@ def _pictures(folder: Path) -> Iterator[Path]:
         for name in files:
             if Path(name).suffix.lower() in PICTURE_SUFFIXES and not name.startswith("."):
                 yield (Path(top) / name).relative_to(folder)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """A folder that may not be read would else be left out without a word."""
+    raise error
 
 
 def _beside(folder: Path, file: Path) -> _Entry:
@@ -182,7 +189,7 @@ def _row(entry: _Entry, config: FolderConfig, seed: int, out: Path) -> Row:
 
 def _look(entry: _Entry, file: Path, known: dict[str, Any]) -> None:
     """Add the captions and the picture's size to `known`."""
-    if not file.is_file():
+    if not is_there(file):
         raise BrokenError("no such file")
     if not entry.captions:
         raise BrokenError("no caption in the list" if entry.listed else "no .txt")

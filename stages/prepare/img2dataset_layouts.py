@@ -26,9 +26,11 @@ from devil_pipe.stages.prepare.links import Tally, tally
 from devil_pipe.stages.prepare.sources import Found, in_parallel, stored_path
 from devil_pipe.stages.prepare.webdataset import PICTURE_ENDINGS, describe, read_shard, unique_keys
 from devil_pipe.store.errors import InputError
+from devil_pipe.store.place import plain_file
 
 LAYOUTS = ("webdataset", "files", "parquet")
 _PICTURES_IN_MEMORY = 32
+_LONGEST_KEY = 90  # bytes: a tar's header has room for 100, ending included
 
 
 def read_img2dataset(config: Img2datasetConfig, seed: int, out: Path, workers: int) -> Found:
@@ -135,17 +137,27 @@ def copy_to_tar(shard: Path, tar: Path) -> None:
         InputError: no Parquet, cut short, or without the columns key, caption and a picture.
     """
     try:
-        with pq.ParquetFile(shard) as file, replacing(tar) as partial:
+        with pq.ParquetFile(plain_file(shard)) as file, replacing(tar) as partial:
             ending = _picture_column(file.schema_arrow, shard)
             with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as written:
                 for name, data in _members(file, ending, shard):
                     member = tarfile.TarInfo(name)
                     member.size = len(data)
                     written.addfile(member, io.BytesIO(data))
-    except pa.ArrowException as error:
-        raise InputError(
-            f"{shard}: expected a Parquet file, got one that is damaged or cut short ({error}): run img2dataset again"
-        ) from None
+    except InputError:
+        raise
+    except (pa.ArrowException, ValueError, LookupError) as error:  # also texts that are no UTF-8
+        raise _damaged(shard, error) from None
+    except OSError as error:
+        if error.errno is not None:  # the disk's, and no fault of the shard
+            raise
+        raise _damaged(shard, error) from None
+
+
+def _damaged(shard: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{shard}: expected a Parquet file, got one that is damaged or cut short ({error}): run img2dataset again"
+    )
 
 
 def _picture_column(schema: pa.Schema, shard: Path) -> str:
@@ -174,6 +186,10 @@ def _members(file: pq.ParquetFile, ending: str, shard: Path) -> Iterator[tuple[s
                 continue  # a dead link
             if not isinstance(key, str) or not key:
                 raise InputError(f"{shard}, row {row}: expected a key, got {key!r}")
+            if len(key.encode()) > _LONGEST_KEY:
+                raise InputError(
+                    f"{shard}, row {row}: expected a key of at most {_LONGEST_KEY} bytes, got {key[:40]!r} …"
+                )
             if key in seen:
                 raise InputError(f"{shard}, row {row}: expected each key once, got {key!r} again")
             seen.add(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def write_index(table: pa.Table, path: Path) -> None:
     """
     check_index(table, str(path))
     with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
 def read_index(path: Path) -> pa.Table:
@@ -104,9 +105,11 @@ def read_index(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(f"expected an index of pictures at {path}, found no file: run `devil-pipe prepare`")
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"expected a Parquet file at {path}: {error}; run `devil-pipe prepare`") from None
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)  # text that is no UTF-8 among others
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        why = " ".join(str(error).split())  # Arrow's may have several lines
+        raise InputError(f"expected a Parquet file at {path}: {why}; run `devil-pipe prepare`") from None
     check_index(table, str(path))
     return table.cast(INDEX_SCHEMA)
 
@@ -175,7 +178,7 @@ def read_picture(row: Mapping[str, Any], root: Path) -> bytes:
         return _read_range(row, root / row["shard"], row["offset"], row["size"])
     try:
         return Path(root / row["path"]).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(_gone(row, root / row["path"], error)) from None
 
 
@@ -193,9 +196,11 @@ def read_mask(row: Mapping[str, Any], root: Path) -> bytes | None:
 def _read_range(row: Mapping[str, Any], path: Path, offset: int, size: int) -> bytes:
     try:
         with path.open("rb") as file:
+            # Not more than there is, however much a damaged number asks for.
+            least = max(os.fstat(file.fileno()).st_size - offset, 0)
             file.seek(offset)
-            data: bytes = file.read(size)
-    except OSError as error:
+            data: bytes = file.read(min(size, least) if size >= 0 else 0)
+    except (OSError, ValueError, OverflowError) as error:
         raise InputError(_gone(row, path, error)) from None
     if len(data) != size:
         raise InputError(
@@ -205,5 +210,6 @@ def _read_range(row: Mapping[str, Any], path: Path, offset: int, size: int) -> b
     return data
 
 
-def _gone(row: Mapping[str, Any], path: Path, error: OSError) -> str:
-    return f"key {row['key']!r}: expected its picture in {path}: {error.strerror}; run `devil-pipe prepare` again"
+def _gone(row: Mapping[str, Any], path: Path, error: Exception) -> str:
+    why = getattr(error, "strerror", None) or error  # not of a path that cannot be, or of a number beyond the system's
+    return f"key {row['key']!r}: expected its picture in {path}: {why}; run `devil-pipe prepare` again"

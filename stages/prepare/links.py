@@ -65,8 +65,8 @@ def tally(parquet: Path) -> Tally:
             for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     if row["status"] != "success":
-                        counted.dead[reason(row.get("error_message") or row["status"] or "no status")] += 1
-    except (OSError, pa.ArrowException) as error:
+                        counted.dead[reason(str(row.get("error_message") or row["status"] or "no status"))] += 1
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         warn(f"{parquet}: not read, its dead links are not counted ({error})")
         return Tally()
     lost = _links_of(parquet.with_name(f"{parquet.stem}_stats.json")) - counted.links
@@ -87,6 +87,6 @@ def reason(message: str) -> str:
 def _links_of(stats: Path) -> int:
     try:
         count = json.loads(stats.read_text(encoding="utf-8")).get("count", 0)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return 0
     return count if isinstance(count, int) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,9 +30,15 @@ def stored_path(path: Path, out: Path) -> str:
     """A file's path as the index in `out` names it: relative, right also where `out` lies behind a link.
 
     The file itself may be a link; it is not followed.
+
+    Raises:
+        InputError: the path is no UTF-8.
     """
     real = Path(os.path.realpath(path.parent)) / path.name
-    return Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
+    stored = Path(os.path.relpath(real, os.path.realpath(out))).as_posix()
+    if any("\ud800" <= letter <= "\udfff" for letter in stored):
+        raise InputError(f"{str(path)!r}: expected a path in UTF-8, which the index can hold: rename the folder")
+    return stored
 
 
 def inside(where: str, file: str, folder: Path, key: str = "file") -> Path:
@@ -45,6 +52,16 @@ def inside(where: str, file: str, folder: Path, key: str = "file") -> Path:
     if not Path(full).is_relative_to(top) or full == top:
         raise InputError(f"{where}: key {key!r}: expected a picture inside {folder}, got {file}")
     return Path(full).relative_to(top)
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is such a file. A name that no file can have is that of none."""
+    try:
+        return file.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def in_parallel(

@@ -8,6 +8,7 @@ holds byte ranges into them.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -28,6 +29,7 @@ from devil_pipe.stages.prepare.index import Row
 from devil_pipe.stages.prepare.links import Tally, tally
 from devil_pipe.stages.prepare.sources import Found, in_parallel, stored_path
 from devil_pipe.store.errors import InputError
+from devil_pipe.store.place import plain_file
 
 PICTURE_ENDINGS = ("jpg", "jpeg", "webp", "avif", "gif", "bmp", "tif", "tiff", "png")  # png last: it may be the mask
 _MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
@@ -90,7 +92,7 @@ def read_shard(path: Path, name: str, seed: int, shares: Mapping[str, float]) ->
     Raises:
         InputError: the tar is cut short or damaged, or holds a key twice.
     """
-    samples = _samples(path)
+    samples = _samples(plain_file(path))
     with path.open("rb") as file:
         return [_row(sample, file, name, seed, shares) for sample in samples]
 
@@ -112,8 +114,14 @@ def _samples(path: Path) -> list[_Sample]:
     last = ""
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            there = os.fstat(file.fileno()).st_size
             for member in tar:
                 match = _MEMBER.match(member.name)
+                if not 0 <= member.size <= there - member.offset_data or member.issparse():
+                    raise InputError(
+                        f"{path}: expected plain members inside the tar, got one of {member.size} bytes at byte "
+                        f"{member.offset_data} of {there}: the tar is cut short or damaged; fetch it again"
+                    )
                 if not member.isfile() or not match:
                     continue
                 key, ending = match[1].removeprefix("./"), match[2].lower()
@@ -128,7 +136,9 @@ def _samples(path: Path) -> list[_Sample]:
                 last = key
             file.seek(tar.offset)
             end = file.read(tarfile.BLOCKSIZE)
-    except tarfile.TarError as error:
+    except InputError:
+        raise
+    except (tarfile.TarError, ValueError, LookupError, OverflowError) as error:  # of numbers that no writer wrote
         raise InputError(
             f"{path}: expected an uncompressed tar, got one that is damaged or cut short ({error}): fetch it again"
         ) from None

@@ -198,7 +198,7 @@ class BatchSource:
         return Batch(features, keep[share.rows], [example.caption for example in members], planned.counts)
 
     def _stored(self, rows: list[int]) -> list[Stored]:
-        return [self.store[layer.name].stored(rows) for layer in self.store.layers]
+        return [self.store[layer.name].stored(rows, verify=True) for layer in self.store.layers]
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch) for start ≤ step < stop, one drawn ahead; where a disk is slow one more is asked of it."""
@@ -283,7 +283,7 @@ def whole_features(store: FeatureStore, rows: Sequence[int], size: int = 256) ->
     parts: list[list[Tensor]] = [[] for _ in store.layers]
     there: list[Tensor] = []
     for begin in range(0, len(rows), size):
-        stored = [store[layer.name].stored(rows[begin : begin + size]) for layer in store.layers]
+        stored = [store[layer.name].stored(rows[begin : begin + size], verify=True) for layer in store.layers]
         for part, layer in zip(parts, stored, strict=True):
             part.append(whole_mean(layer))
         known = layers_there(stored)

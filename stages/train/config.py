@@ -136,6 +136,7 @@ class TrainRuntime(_Section):
     accumulate: int = Field(1, ge=1, description="pieces that a process takes its share of a batch in, to save memory")
     compile: bool = Field(False, description="torch.compile for the translator and the language model")
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    verify_store: bool = Field(True, description="read all of a local store first; train on none that is damaged")
     lost_after_seconds: float = Field(1800.0, gt=0, description="of another process's silence")
     save_every_seconds: float = Field(60.0, ge=0)
     log_every: int = Field(10, ge=1)

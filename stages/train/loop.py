@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from devil_pipe.stages.common.progress import bar, log
@@ -20,6 +19,7 @@ from devil_pipe.stages.train.checkpoint import (
     Best,
     Progress,
     read_best,
+    restore_best,
     restore_progress,
     save_best,
     save_progress,
@@ -31,6 +31,7 @@ from devil_pipe.stages.train.language_model import LanguageModel
 from devil_pipe.stages.train.step import Step
 from devil_pipe.stages.train.trackers import Tracker
 from devil_pipe.stages.train.translator import Translator
+from devil_pipe.store.errors import InputError
 from devil_pipe.store.reader import FeatureStore
 
 
@@ -76,7 +77,8 @@ class Loop:
         at = (resumed.phase, resumed.step) if resumed else (None, 0)
         self.main = accelerator.is_main_process
         self.best = self._best_before(resumed)
-        self.journal = Journal(config.out / "train" / "log.jsonl", *at) if self.main else None
+        written = resumed.journal if resumed else ""
+        self.journal = Journal(config.out / "train" / "log.jsonl", at[0], at[1], written) if self.main else None
         self.tracker = Tracker(accelerator, config, *at) if self.main else None
         # Once: another wrapper around the same weights would leave the first one's hooks on them.
         model = accelerator.prepare(parts.translator)
@@ -109,7 +111,7 @@ class Loop:
                 continue
             self._phase(name, phase)
         if self.best is not None:
-            self.parts.translator.load_state_dict(load_file(self.best_file))
+            restore_best(self.best_file, self.parts.translator)
             log("taking the step with the least validation loss", step=self.best.step, loss=round(self.best.loss, 3))
         return self._elapsed()
 
@@ -119,10 +121,19 @@ class Loop:
             return None
         found = read_best(self.best_file)
         behind = resumed.step if resumed and resumed.phase == PHASES[-1] else 0
+        if resumed and resumed.best and not self._is_kept(found, resumed.best, behind):
+            raise InputError(
+                f"{self.best_file}: expected the weights of step {resumed.best}, the best so far, found none of them; "
+                f"remove {self.best_file.parent} to start again"
+            )
         if self.parts.config.take == "best" and found and found.digest == self.digest and found.step <= behind:
             return found
         self.best_file.unlink(missing_ok=True)
         return None
+
+    def _is_kept(self, found: Best | None, step: int, behind: int) -> bool:
+        """Whether a file's weights are those of the best step, or of a later and better one that is not saved yet."""
+        return found is not None and found.digest == self.digest and (found.step == step or found.step > behind)
 
     def _elapsed(self) -> float:
         return self.seconds + time.monotonic() - self.clock
@@ -181,9 +192,11 @@ class Loop:
             self._note(name, step, **scores)
             self._keep_best(step, scores.get("val_loss"))
         if time.monotonic() - self.saved >= config.runtime.save_every_seconds or last:
-            save_progress(
-                self.state, self.parts.translator, optimizer, Progress(name, step, self._elapsed(), self.digest)
+            assert self.journal is not None
+            at = Progress(
+                name, step, self._elapsed(), self.digest, self.journal.settle(), self.best.step if self.best else 0
             )
+            save_progress(self.state, self.parts.translator, optimizer, at)
             self.saved = time.monotonic()
 
     def _note(self, name: str, step: int, **values: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from devil_pipe.stages.common.assets import asset
 from devil_pipe.stages.common.dequantise import hushed
+from devil_pipe.stages.common.files import expanded
 from devil_pipe.store.errors import InputError
 
 
@@ -74,7 +75,7 @@ def _source(name: str) -> tuple[str, str]:
     if name in KNOWN:
         known = KNOWN[name]
         return (str(asset(known.source)) if known.from_assets else known.source), ""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"language model {name!r}: expected a GGUF file there, found none")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, set_seed
 
-from devil_pipe.stages.common.files import sha256_json, write_json
+from devil_pipe.stages.common.alone import alone
+from devil_pipe.stages.common.files import read_object, sha256_json, write_json
 from devil_pipe.stages.common.memory import keep_freed_memory
-from devil_pipe.stages.common.progress import Mode, log, speak, warn
+from devil_pipe.stages.common.progress import Mode, bar, log, speak, warn
 from devil_pipe.stages.extract.worker import pick_device
-from devil_pipe.stages.prepare.index import read_index
+from devil_pipe.stages.prepare.index import index_digest, read_index
 from devil_pipe.stages.train.alignment import Alignment
 from devil_pipe.stages.train.batches import Example, shards_a_window
 from devil_pipe.stages.train.checkpoint import Card, Progress, read_progress, save
@@ -30,6 +31,7 @@ from devil_pipe.stages.train.trackers import available
 from devil_pipe.stages.train.translator import build, trainable_parameters
 from devil_pipe.store.errors import InputError, UsageError
 from devil_pipe.store.reader import FeatureStore
+from devil_pipe.store.verify import verify
 
 _NO_RESULT = {"runtime", "store", "data_dir", "out", "run"}
 
@@ -40,12 +42,16 @@ def run(config: TrainConfig) -> None:
     Writes checkpoint/, train/log.jsonl and train/summary.json under `config.out`, from the main process.
 
     Raises:
-        InputError: store, index or language model that cannot be used; another process that is gone.
+        InputError: store, index or language model that cannot be used; another process that is gone; another command
+            at work on the same run.
         UsageError: settings of speed that cannot be had here.
     """
     keep_freed_memory()
     available(config.runtime.tracker)
-    with together(world_size()):
+    with ExitStack() as stack:
+        if int(os.environ.get("RANK", "0")) == 0:
+            stack.enter_context(alone(config.out / "train", f"devil-pipe train {config.run}"))
+        stack.enter_context(together(world_size()))
         _run(config, _accelerator(config))
 
 
@@ -53,25 +59,45 @@ def _run(config: TrainConfig, accelerator: Accelerator) -> None:
     if not accelerator.is_main_process:
         speak(Mode.QUIET)
     store = FeatureStore(config.store)
+    if config.runtime.verify_store and store.place.local:
+        _verify(config, (accelerator.process_index, accelerator.num_processes))
     digest = _digest(config, store)
     progress = read_progress(config.out / "train" / "state.safetensors")
     if progress is not None and progress.digest != digest:
         log("the configuration or the store changed: training starts again")
         progress = None
     _agree(config, accelerator, digest, progress)
+    note = data_note(config.data_dir)  # a mistake there is to be said now, and not after a day
     parts = assemble(config, accelerator, store)
     loop = Loop(parts, digest, progress)
     try:
         seconds = loop.run()
         if accelerator.is_main_process:
-            _finish(config, parts, loop, seconds)
+            _finish(config, parts, loop, seconds, note)
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
     accelerator.end_training()
 
 
-def _finish(config: TrainConfig, parts: Parts, loop: Loop, seconds: float) -> None:
+def _verify(config: TrainConfig, share: tuple[int, int]) -> None:
+    """Read all of the store, or this process's share. Raises InputError for damage, so that nothing learns from it.
+
+    A row's checksum, which every batch compares, cannot tell that its shard is another's.
+    """
+    with ExitStack() as stack:
+        report = verify(
+            config.store,
+            share=share,
+            watch=lambda files: stack.enter_context(bar("look for damage in the store", files, "files")).advance,
+        )
+    faults = [str(finding) for finding in report.findings if not finding.note]
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise InputError(f"{faults[0]}{more}")
+
+
+def _finish(config: TrainConfig, parts: Parts, loop: Loop, seconds: float, note: str) -> None:
     card = Card(
         translator=config.translator,
         prefix_norm=parts.translator.prefix_norm,
@@ -80,7 +106,7 @@ def _finish(config: TrainConfig, parts: Parts, loop: Loop, seconds: float) -> No
         store=parts.store.identity,
         warmup=config.warmup.kind,
         seed=config.seed,
-        data_note=data_note(config.data_dir),
+        data_note=note,
     )
     save(config.out / "checkpoint", parts.translator, card)
     write_json(config.out / "train" / "summary.json", _summary(config, parts, seconds) | _taken(config, loop))
@@ -144,9 +170,15 @@ def _digest(config: TrainConfig, store: FeatureStore) -> str:
 
 def assemble(config: TrainConfig, accelerator: Accelerator, store: FeatureStore) -> Parts:
     """What a run of this configuration trains with, on the accelerator's device. Raises InputError as `run` does."""
-    index = read_index(config.data_dir / "index.parquet").to_pylist()
-    if len(index) != store.rows:
-        raise InputError(f"{config.data_dir}: expected the {store.rows} rows of {config.store}, got {len(index)}")
+    table = read_index(config.data_dir / "index.parquet")
+    if index_digest(table) != store.identity.index:
+        raise InputError(
+            f"{config.data_dir}/index.parquet: expected the index that {config.store} was extracted with "
+            f"({store.rows} rows, digest {store.identity.index[:12]}), got another ({table.num_rows} rows); where the "
+            f"index is out of date, `devil-pipe prepare {config.data_dir.name}`; where the store is, "
+            f"`devil-pipe extract {Path(config.store).name}`"
+        )
+    index = table.to_pylist()
     device = accelerator.device
     language_model = LanguageModel(
         config.language_model,
@@ -218,7 +250,7 @@ def data_note(data_dir: Path) -> str:
     path = data_dir / "summary.json"
     if not path.exists():
         return ""
-    return str(json.loads(path.read_text(encoding="utf-8")).get("note", ""))
+    return str(read_object(path, "run `devil-pipe prepare` again").get("note", ""))
 
 
 def _warn_if_blind(config: TrainConfig) -> None:

@@ -13,12 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from devil_pipe.stages.common.files import sha256_file, write_json, write_text_atomic
+from devil_pipe.stages.common.files import expanded, sha256_file, write_json, write_text_atomic
 from devil_pipe.stages.common.progress import warn
 from devil_pipe.stages.train.checkpoint import Card, load, load_weights, read_card
 from devil_pipe.stages.train.model_card import About, model_card
 from devil_pipe.stages.train.translator import Translator, trainable_parameters
 from devil_pipe.store.errors import InputError, UsageError
+from devil_pipe.store.place import plain_file
 
 FORMAT, FORMAT_VERSION = "devil-pipe translator", 1
 WEIGHTS, CONFIG, README = "translator.safetensors", "config.json", "README.md"
@@ -82,7 +83,7 @@ def _told(weights: dict[str, Any]) -> str:
 
 
 def _folder(source: str, revision: str | None) -> Path:
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return path
     if path.exists() or not _ON_HUB.fullmatch(source):
@@ -103,13 +104,15 @@ def _folder(source: str, revision: str | None) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(plain_file(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         hint = ""
         if (folder / "config.yaml").exists():
             hint = "; this is a run's checkpoint: `devil-pipe export RUN DIR` makes a translator to share of it"
         raise InputError(f"{path}: expected an exported translator, found none{hint}") from None
-    except ValueError as error:  # no JSON, or no UTF-8
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
         raise InputError(f"{path}: expected JSON: {error}; copy or download the folder again") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{path}: expected format {FORMAT!r}; it belongs to another kind of model")
@@ -156,7 +159,7 @@ def _metrics(run_dir: Path, card: Card) -> dict[str, Any] | None:
 
 def _without_paths(card: Card) -> Card:
     """The card as others may read it: a language model in a folder goes by the folder's name."""
-    path = Path(card.language_model).expanduser()
+    path = expanded(card.language_model)
     if not (path.exists() or path.is_absolute() or path.suffix == ".gguf"):
         return card
     warn(

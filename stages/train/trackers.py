@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from devil_pipe.stages.common.files import write_text_atomic
+from devil_pipe.stages.common.progress import warn
 from devil_pipe.stages.train.config import TrainConfig
 from devil_pipe.stages.train.journal import PHASES
 from devil_pipe.store.errors import InputError, UsageError
@@ -46,6 +49,7 @@ class Tracker:
                 old.unlink()
         options: dict[str, Any] = {}
         if self.name == "tensorboard":
+            threading.excepthook = _told(threading.excepthook)
             options["purge_step"] = 0 if phase is None else self._count(phase, step) + 1
         else:
             options |= {"name": config.run, "id": _identity(folder, phase is None), "resume": "allow"}
@@ -68,6 +72,18 @@ class Tracker:
 
     def _count(self, phase: str, step: int) -> int:
         return self._before[phase] + step
+
+
+def _told(usual: Callable[[threading.ExceptHookArgs], object]) -> Callable[[threading.ExceptHookArgs], object]:
+    """Say in one line what TensorBoard's own thread cannot write, in place of a traceback."""
+
+    def tell(of: threading.ExceptHookArgs) -> None:
+        if isinstance(of.exc_value, OSError) and of.thread is not None and "tensorboard" in type(of.thread).__module__:
+            warn(f"TensorBoard's curves are not written any more: {of.exc_value}")
+        else:
+            usual(of)
+
+    return tell
 
 
 def _identity(folder: Path, anew: bool) -> str:

@@ -21,8 +21,8 @@ from devil_pipe.stages.common.progress import Mode, log, speak
 
 from ..stages.webdataset_fixture import jpeg
 
-COMMANDS = ("assets", "prepare", "layers", "extract", "train", "evaluate", "saliency", "report")
-COMMANDS += ("export", "explain", "explore", "plan", "experiment", "tables", "units", "audit")
+COMMANDS = ("new", "assets", "prepare", "layers", "extract", "train", "evaluate", "saliency", "report")
+COMMANDS += ("export", "explain", "explore", "plan", "experiment", "tables", "units", "audit", "doctor")
 HEAVY = {"torch", "torchvision", "transformers", "zarr", "timm", "open_clip", "numpy", "pyarrow", "matplotlib", "PIL"}
 
 

@@ -158,7 +158,7 @@ def test_a_telephones_heic_says_what_to_do(pictures: Path) -> None:
         ('{"file": "a.jpg", "caption": 3}\n', "jsonl", r"line 1: expected text, got 3"),
         ('{"file": ["a.jpg"], "caption": "x"}\n', "jsonl", r"line 1: expected text"),
         ("a.jpg a dog", "txt", r"ending in \.csv or \.jsonl"),
-        ("file,caption\n", "csv", r"expected pictures"),
+        ("file,caption\n", "csv", r"expected a picture and its caption on each line, found no line"),
         ("file,caption\nx.jpg,y\n", "csv", r"1 rows that cannot be used \(no such file\)"),
     ],
 )

@@ -210,7 +210,7 @@ def test_the_file_is_plain_hdf5_that_says_what_it_is(prepare: Prepare, tmp_path:
     prepare()
     (path,) = (tmp_path / "units").glob("*.h5")
     with h5py.File(path) as file:
-        assert '"biggan/imagenet"' in file.attrs["devil_pipe_units"]
+        assert b'"biggan/imagenet"' in file.attrs["devil_pipe_units"]
         assert file["images"].chunks == (1, 5, 3, 16, 16)
         assert file["masks"].chunks == (1, 5, 16, 16)
         assert file["images"].fletcher32

@@ -256,7 +256,8 @@ def test_index_and_store_must_belong_together(run: Run, tmp_path: Path) -> None:
     rows = tiny.pictures(tmp_path / "data")
     tiny.store(tmp_path / "store", rows[:-2], "another index")
     config = run.train.model_copy(update={"store": str(tmp_path / "store"), "out": tmp_path / "out"})
-    with pytest.raises(InputError, match=f"expected the {len(rows) - 2} rows of .*, got {len(rows)}"):
+    told = rf"index.parquet: expected the index that .* \({len(rows) - 2} rows, .*, got another \({len(rows)} rows\)"
+    with pytest.raises(InputError, match=told):
         train(config)
 
 

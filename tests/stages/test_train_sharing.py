@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -154,8 +155,9 @@ def test_a_card_without_figures_or_licence_says_so(run_dir: Path, tmp_path: Path
 
 
 def test_random_weights_are_shouted(run_dir: Path, tmp_path: Path) -> None:
-    path = run_dir / "checkpoint" / "config.yaml"
-    path.write_text(path.read_text().replace("f" * 64, "random:3"))
+    model, card = checkpoint.load(run_dir / "checkpoint")
+    drawn = dataclasses.replace(card, store=card.store.model_copy(update={"weights": "random:3"}))
+    checkpoint.save(run_dir / "checkpoint", model, drawn)
     (run_dir / "evaluate" / "metrics.json").unlink()
     assert "weights are random (random:3)" in (exported(run_dir, tmp_path / "out") / "README.md").read_text()
 

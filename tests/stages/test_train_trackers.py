@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -150,3 +151,24 @@ def test_a_service_that_refuses_is_a_line(
     ) as caught:
         train(tracked(moved(run.train, tmp_path), "wandb"))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_disk_that_is_full_for_the_curves_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are written by a thread of TensorBoard's own, whose traceback would hide what the training says."""
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
+    usual: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", trackers._told(usual.append))
+
+    def ended(error: Exception, kind: type[threading.Thread]) -> None:
+        thread = threading.Thread.__new__(kind)
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, None, thread)))
+
+    ended(OSError(28, "No space left on device"), _AsyncWriterThread)
+    assert not usual
+    assert "warning: TensorBoard's curves are not written any more: [Errno 28] No space" in capsys.readouterr().err
+    ended(OSError(28, "No space left on device"), threading.Thread)
+    ended(ValueError("x"), _AsyncWriterThread)
+    assert len(usual) == 2

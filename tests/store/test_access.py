@@ -94,14 +94,14 @@ def test_masks_and_fractions_are_no_row_numbers(tmp_path: Path) -> None:
     script = (  # in a process of its own: here the tests' own check of types would answer first
         "import sys, numpy as np\nfrom devil_pipe.store.reader import FeatureStore\n"
         "layer = FeatureStore(sys.argv[1])['fine']\n"
-        "for wanted in (layer.store.valid(), [1.0], np.array([0.5]), 1.5):\n"
+        "for wanted in (layer.store.valid(), [False, True], True, [1.0], np.array([0.5]), 1.5):\n"
         "    try: layer[wanted]\n"
         "    except TypeError: print('refused')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "s")], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["refused"] * 4
+    assert done.stdout.split() == ["refused"] * 6
 
 
 def in_the_file(store: FeatureStore, found: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from devil_pipe.store.errors import InputError
 EACH = 3
 """Annotations of a unit; MILAN's library leaves out units with fewer and takes the first three of more."""
 COLUMNS = ("layer", "unit", "summary")
+_DIGITS = 10  # of a unit's number, which has four at most: more would not fit the file's integers
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def _cells(values: dict[str, str], at: str) -> tuple[str, int, str]:
     layer, unit = values["layer"].strip(), values["unit"].strip()
     if not layer.isprintable() or not layer or "/" in layer:
         raise InputError(f"{at}: column 'layer': expected a layer's name, got {layer!r}")
-    if not (unit.isascii() and unit.isdigit()):
-        raise InputError(f"{at}: column 'unit': expected a whole number from 0, got {unit!r}")
+    if not (unit.isascii() and unit.isdigit() and len(unit) < _DIGITS):
+        raise InputError(f"{at}: column 'unit': expected a whole number from 0, got {unit!r:.80}")
     try:
         text = clean_caption(values["summary"])
     except BrokenError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
 import zlib
@@ -19,7 +20,8 @@ from devil_pipe.store.errors import InputError
 
 ANNOTATIONS = "annotations.csv"
 _AGAIN = "download it again"
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
+_LARGEST = 1 << 28  # bytes of a member that is read whole: the published annotations.csv has some megabytes
 
 
 class Archive:
@@ -34,6 +36,8 @@ class Archive:
         self.path, self.name, self._file = path, name, file
         found: dict[str, zipfile.ZipInfo] = {}
         for info in file.infolist():
+            if not info.filename:
+                raise InputError(f"{path}: expected each member with a name, got one without; {_AGAIN}")
             if info.is_dir() or _is_litter(info.filename):
                 continue
             self._check(info, found)
@@ -59,9 +63,11 @@ class Archive:
         """A small member whole.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: it cannot be read, or is too large to be what it should be.
         """
         with self._opened(member) as stream:
+            if (size := self.members[member].file_size) > _LARGEST:
+                raise InputError(f"{self.where(member)}: expected at most {_LARGEST} bytes, got {size}; {_AGAIN}")
             return _read(stream, -1, self.where(member))
 
     @contextmanager
@@ -156,8 +162,8 @@ def open_archive(path: Path, name: str) -> Iterator[Archive]:
         raise InputError(f"milan.zips: expected the zip of {name} at {path}, found {found}; see docs/milannotations.md")
     try:
         file = zipfile.ZipFile(path)
-    except (*_UNREADABLE, ValueError) as error:
-        raise InputError(f"{path}: expected a zip file: {error}; {_AGAIN}") from None
+    except Exception as error:  # zipfile meets numbers that no writer wrote, and may raise anything
+        raise InputError(f"{path}: expected a zip file: {_said(error)}; {_AGAIN}") from None
     with file:
         yield Archive(path, name, file)
 
@@ -169,8 +175,8 @@ def _header(stream: zipfile.ZipExtFile, where: str) -> tuple[tuple[int, ...], np
         if version not in readers:
             raise ValueError(f"format version {version[0]}.{version[1]}")
         shape, fortran, dtype = readers[version](stream)
-    except (*_UNREADABLE, ValueError) as error:
-        raise InputError(f"{where}: expected a .npy file: {error}; {_AGAIN}") from None
+    except Exception as error:  # the header is a Python literal, whose parser may raise anything
+        raise InputError(f"{where}: expected a .npy file: {_said(error)}; {_AGAIN}") from None
     if dtype.hasobject:
         raise InputError(f"{where}: expected numbers, got Python objects, which only pickle reads: that is not done")
     if fortran and len(shape) > 1:
@@ -179,6 +185,8 @@ def _header(stream: zipfile.ZipExtFile, where: str) -> tuple[tuple[int, ...], np
         )
     if not shape:
         raise InputError(f"{where}: expected an array, got a single number")
+    if min(shape) < 0 or not dtype.itemsize:
+        raise InputError(f"{where}: expected counts from 0 and numbers of some size, got {shape} of {dtype}; {_AGAIN}")
     return shape, dtype
 
 
@@ -187,6 +195,11 @@ def _read(stream: zipfile.ZipExtFile, size: int, where: str) -> bytes:
         return stream.read(size)
     except _UNREADABLE as error:
         raise InputError(f"{where}: cut short or damaged: {error}; {_AGAIN}") from None
+
+
+def _said(error: Exception) -> str:
+    """An error's text, short: some repeat what they could not read."""
+    return f"{str(error) or type(error).__name__:.200}"
 
 
 def _is_litter(name: str) -> bool:

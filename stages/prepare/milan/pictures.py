@@ -77,7 +77,9 @@ class SourcePictures:
         try:
             with Image.open(path, formats=_FORMATS) as opened:
                 picture = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a decoder that meets garbage may raise anything
             raise InputError(f"{path}: expected a picture: {error}; take it from {self.dataset} again") from None
         if self.fit == "stretch":
             fitted = functional.resize(picture, [height, width])

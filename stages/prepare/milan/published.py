@@ -177,7 +177,7 @@ class Published:
 
     def _row_of_ids(self, line: str, where: str, exemplars: int) -> list[int]:
         texts = [cell.strip() for cell in line.split(",")]
-        if len(texts) != exemplars or not all(text.isascii() and text.isdigit() for text in texts):
+        if len(texts) != exemplars or not all(text.isascii() and text.isdigit() and len(text) < 19 for text in texts):
             raise InputError(f"{where}: expected {exemplars} whole numbers, got {line[:100]!r}")
         numbers = [int(text) for text in texts]
         for place, number in enumerate(numbers):

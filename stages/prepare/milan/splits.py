@@ -98,7 +98,10 @@ def _read(path: Path) -> Any:
 def _numbers(values: Any, units: int, where: str) -> list[int]:
     """Checked numbers of units."""
     if hasattr(values, "tolist"):
-        values = values.tolist()
+        try:
+            values = values.tolist()
+        except Exception as error:  # a tensor of a layout that has no list, such as a sparse one
+            raise InputError(f"{where}: expected a list of numbers, got {type(values).__name__}: {error}") from None
     if not isinstance(values, list | tuple):
         raise InputError(f"{where}: expected a list of numbers, got {type(values).__name__}")
     for value in values:

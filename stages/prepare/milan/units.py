@@ -28,7 +28,7 @@ from devil_pipe.stages.prepare.checks import safe_key
 from devil_pipe.stages.prepare.milan.annotations import Unit
 from devil_pipe.stages.prepare.milan.experiments import file_stem
 from devil_pipe.store.errors import InputError
-from devil_pipe.store.hdf5 import written
+from devil_pipe.store.hdf5 import write_texts, written
 
 if TYPE_CHECKING:
     import h5py
@@ -96,8 +96,10 @@ def read_unit(row: Mapping[str, Any], root: Path) -> Exemplars:
         if number >= len(opened.keys) or opened.keys[number] != row["key"]:
             raise InputError(f"key {row['key']!r}: expected it in row {number} of {path}, which changed; {_AGAIN}")
         return Exemplars(opened.images[number], opened.masks[number].astype(bool))
-    except OSError as error:
-        why = error.strerror or str(error)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # HDF5 and its wrapper raise anything where bytes are damaged
+        why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"key {row['key']!r}: expected its exemplars in {path}: {why}; {_AGAIN}") from None
 
 
@@ -118,17 +120,15 @@ def writing_units(
     Raises:
         InputError: the file cannot be written.
     """
-    import h5py
-
     exemplars, height, width = shape
     put_rows: set[int] = set()
     with written(path) as (file, check):
-        file.attrs[HEADER] = json.dumps({"version": VERSION, "set": name, "source": source}, sort_keys=True)
-        text = h5py.string_dtype("utf-8")
-        file.create_dataset("layer", data=np.array([unit.layer for unit in units], dtype=object), dtype=text)
-        file.create_dataset("unit", data=np.array([unit.number for unit in units], dtype=np.int64))
-        captions = np.array([unit.captions for unit in units], dtype=object)
-        file.create_dataset("annotations", data=captions, dtype=text)
+        header = json.dumps({"version": VERSION, "set": name, "source": source}, sort_keys=True)
+        file.attrs[HEADER] = np.bytes_(header.encode())
+        write_texts(file, "layer", [unit.layer for unit in units])
+        numbers = np.array([unit.number for unit in units], dtype=np.int64)
+        file.create_dataset("unit", data=numbers, chunks=numbers.shape, fletcher32=True)
+        write_texts(file, "annotations", [unit.captions for unit in units])
         images = _create(file, "images", (len(units), exemplars, 3, height, width))
         masks = _create(file, "masks", (len(units), exemplars, height, width), compression="gzip", compression_opts=1)
 
@@ -154,13 +154,17 @@ def open_units(path: Path) -> UnitsFile:
             header = _checked(file, path)
             layers, numbers, captions = (file[part][:] for part in ("layer", "unit", "annotations"))
             exemplars, height, width = file["masks"].shape[1:]
-    except OSError as error:
+            units = [
+                Unit(layer.decode(), int(number), tuple(text.decode() for text in texts), line=0)
+                for layer, number, texts in zip(layers, numbers, captions, strict=True)
+            ]
+            found = UnitsFile(path, header["set"], units, exemplars, height, width)
+            found.keys()
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # HDF5 and its wrapper raise anything where bytes are damaged
         raise InputError(f"{path}: expected an HDF5 file of `devil-pipe prepare`: {error}; remove it") from None
-    units = [
-        Unit(layer.decode(), int(number), tuple(text.decode() for text in texts), line=0)
-        for layer, number, texts in zip(layers, numbers, captions, strict=True)
-    ]
-    return UnitsFile(path, header["set"], units, exemplars, height, width)
+    return found
 
 
 @dataclass
@@ -221,8 +225,10 @@ def _checked(file: h5py.File, path: Path) -> dict[str, Any]:
     import h5py
 
     text = file.attrs.get(HEADER)
-    header = json.loads(text) if isinstance(text, str) else {}
-    if header.get("version") != VERSION:
+    header = json.loads(text) if isinstance(text, str | bytes) else {}
+    if not isinstance(header, dict) or not isinstance(header.get("set"), str):
+        header = {"version": header.get("version", "none")} if isinstance(header, dict) else {}
+    if header.get("version") != VERSION or "set" not in header:
         found = header.get("version", "none")
         raise InputError(f"{path}: expected {HEADER} version {VERSION}, got {found}; remove it, and {_AGAIN}")
     shapes = {}
@@ -231,6 +237,8 @@ def _checked(file: h5py.File, path: Path) -> dict[str, Any]:
         data = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
         if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external:
             raise InputError(f"{path}: expected a dataset {name!r}, found none; remove it, and {_AGAIN}")
+        if name in ("images", "masks") and data.dtype != np.uint8:
+            raise InputError(f"{path}: expected {name!r} of uint8, got {data.dtype}; remove it, and {_AGAIN}")
         shapes[name] = data.shape
     units, exemplars, height, width = shapes["masks"]
     if shapes["images"] != (units, exemplars, 3, height, width) or shapes["annotations"][:1] != (units,):

@@ -1,0 +1,1 @@
+"""Looking at a machine and a project: what is well, what is not, and how to mend it."""
