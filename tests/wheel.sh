@@ -14,4 +14,6 @@ python -m build --wheel --no-isolation --outdir "$place/dist" "$source" >"$place
 mkdir "$place/elsewhere"
 cp -r tests pyproject.toml configs dvc.yaml docs .dvc .dvcignore "$place/elsewhere/"
 cd "$place/elsewhere"
-PATH="$place/env/bin:$PATH" "$place/env/bin/python" -m pytest -q -m "not slow and not tree"
+export OMP_NUM_THREADS=1
+# shellcheck disable=SC2086  # several options
+PATH="$place/env/bin:$PATH" "$place/env/bin/python" -m pytest -q ${PARALLEL:-} -m "not slow and not tree"
