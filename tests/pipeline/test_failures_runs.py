@@ -123,7 +123,7 @@ TABLE: dict[str, tuple[Row, ...]] = {
         Row(
             "evaluate tiny",
             FAILURE,
-            "config.yaml: expected a translator's card: .*language_model.*string",
+            "config.yaml: expected a translator's card: .*language_model.*str",
             lambda: card(language_model=5),
         ),
         Row(
