@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))" 
 install_import_hook([f"devil_pipe.{package}" for package in CHECKED], CHECKER)
 
 from devil_pipe.stages.common.assets import asset  # noqa: E402
-from devil_pipe.stages.common.progress import mode, speak  # noqa: E402
+from devil_pipe.stages.common.progress import Mode, speak  # noqa: E402
 from devil_pipe.stages.prepare.config import FolderConfig, PrepareConfig  # noqa: E402
 from devil_pipe.stages.prepare.run import run as prepare  # noqa: E402
 from devil_pipe.store.errors import InputError  # noqa: E402
@@ -26,18 +26,15 @@ from devil_pipe.store.errors import InputError  # noqa: E402
 # A shell's background job ignores Ctrl-C, and so would every command that a test starts in it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
-@pytest.fixture(autouse=True)
-def _human() -> Iterator[None]:
-    """A command sets for its process how it speaks: no test inherits another's --quiet, whatever their order."""
-    before = mode()
-    yield
-    speak(before)
-
-
 COLOURS = {"red": (210, 40, 30), "green": (40, 160, 60), "blue": (40, 70, 200), "yellow": (230, 210, 60)}
 SHAPES = ("circle", "square")
 SPLITS = ("train", "train", "train", "val", "test")
+
+
+@pytest.fixture(autouse=True)
+def _human() -> None:
+    """A command sets for its process how it speaks: no test inherits another's --quiet, nor a fixture's."""
+    speak(Mode.HUMAN)
 
 
 @pytest.fixture
