@@ -22,6 +22,7 @@ from _faults_kinds import DAMAGES, LIMIT, MOMENTS, Trial, arm, damage
 from _faults_process import Commands, Ended, words
 from _faults_project import NAME, World, make
 
+from devil_pipe.stages.train.checkpoint import load
 from devil_pipe.store.errors import InputError
 from devil_pipe.store.reader import FeatureStore
 
@@ -186,6 +187,10 @@ def differences(world: World, project: Path, command: str) -> str:
     calm, run = world.base("train", "finished") / "runs" / NAME, project / "runs" / NAME
     for name in ("checkpoint/translator.safetensors", "checkpoint/config.yaml"):
         if (calm / name).read_bytes() != (run / name).read_bytes():
+            try:
+                load(run / "checkpoint")
+            except InputError as error:  # damaged after it was written: nobody takes it for what was learned
+                return f"reading: {words(str(error).splitlines()[:1])}"
             return f"{name} differs"
     return rows if losses(calm) == losses(run) else "train/log.jsonl differs"
 
